@@ -1,0 +1,1 @@
+"""What makes failure and cost visible: connection, server, proxy, wire, bench."""

