@@ -1,0 +1,389 @@
+"""Rate limiters on Redis: five algorithms to use, and a naive one to learn from.
+
+    limiter = SlidingLog(r, "login", limit=10, window=60)
+    decision = limiter.hit("alice")             # Decision(allowed=True, remaining=9, retry_after=0.0)
+
+One instance serves all keys, threads and processes. What holds for FixedWindow, SlidingLog, SlidingCounter,
+TokenBucket and GCRA alike:
+
+* `hit` and `peek` are one round trip: a Lua script on one key, which Redis runs without letting another in.
+* Time is the server's, in microseconds; clients' clocks do not matter. Arithmetic is on whole numbers below
+  2^53, which Lua's doubles hold exactly; the constructor refuses what could exceed that.
+* A refused request costs nothing, is not counted and writes nothing. `retry_after` is exact: so many seconds
+  later the same call is admitted, unless others were faster.
+* The key is `name:{key}` (what stands in braces decides the slot in a cluster) and always has a TTL: at least
+  as long as its content matters. A name belongs to one limiter; to change limit or window, change the name.
+* SCRIPT FLUSH and a restart of the server are survived: EVALSHA, then EVAL if the script was unknown. Counts
+  live in memory: a server that comes back empty has forgotten them and admits afresh.
+* If the server's clock steps back, stored times lie in the future. They then count as at most one window
+  ahead: no more is admitted than without the step, and a refusal lasts at most one window longer because of
+  it. If the clock steps forward, stored times count as old, as if that time had passed.
+
+Every constructor takes `now=`, a callable that returns seconds (0 or more), in place of the server's clock:
+for tests and virtual time; and `on_error=`, what to answer with Redis down, read-only, full or too slow:
+"raise" the error, "allow" (remaining 0) or "deny" (retry_after 1 s). After a timeout a request may have been
+counted or not. Misuse raises ValueError or TypeError before anything is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+from redis import exceptions
+
+OnError = Literal["raise", "allow", "deny"]
+Clock = Callable[[], float] | None
+EXACT = 2**53  # up to here Lua's numbers are exact
+LONGEST = 1e9  # seconds, the longest window: times and sums of them stay below 2^53 µs until the year 2090
+DOWN = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+    exceptions.ClusterDownError,
+    exceptions.RedisClusterException,
+)
+
+
+class Decision(NamedTuple):
+    """`remaining` may still be spent now; in `retry_after` seconds this call is admitted (0.0 if it was)."""
+
+    allowed: bool
+    remaining: int
+    retry_after: float
+
+
+def _whole(name: str, value: int, most: int) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{name} is {value!r}; it must be an int from 1 to {most:,}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} is {value:,}; it must be from 1 to {most:,}")
+    return value
+
+
+def _number(name: str, value: float, least: float, most: float) -> Fraction:
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
+        raise TypeError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must be from {least:g} to {most:g}")
+    return Fraction(value)
+
+
+def _micros(name: str, seconds: float, least: float = 1e-6, most: float = LONGEST) -> int:
+    return round(_number(name, seconds, least, most) * 1_000_000)
+
+
+class _Limiter:
+    """One script, one round trip: what the five have in common.
+
+    KEYS[1]      name:{key}
+    ARGV[1..2]   cost, negative only to ask; TTL in ms
+    ARGV[3..]    the limiter's own, whole numbers: by default limit, window in µs
+    ARGV[last]   the time in µs, if it is not to be the server's
+    returns      what remains if admitted, else {what remains, µs to wait}
+    """
+
+    LUA = ""
+
+    def __init__(
+        self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
+    ) -> None:
+        self.limit, self.window = _whole("limit", limit, EXACT // 2), window
+        micros = _micros("window", window)
+        self._prepare(r, name, limit, 3 * micros, (limit, micros), now, on_error)
+
+    def _prepare(
+        self, r: Any, name: str, most: int, keep: int, own: Any, now: Clock, on_error: OnError
+    ) -> None:
+        """`most` is the highest cost, `keep` the µs for which a key matters, `own` the rest of ARGV."""
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"name is {name!r}; it must be a str that is not empty")
+        if on_error not in ("raise", "allow", "deny"):
+            raise ValueError(f"on_error is {on_error!r}; it must be 'raise', 'allow' or 'deny'")
+        self._r, self._name, self._most, self._now, self._on_error = r, name, most, now, on_error
+        self._sha = hashlib.sha1(self.LUA.encode()).hexdigest()
+        # Keys expire by the server's time. Virtual time may pass more slowly: then they stay a minute more.
+        ttl = math.ceil(keep / 1000) + (60_000 if now else 1_000)
+        self._own = tuple(map(str, (ttl, *own)))
+
+    def hit(self, key: str, cost: int = 1) -> Decision:
+        """Spend `cost` if there is room for all of it. One round trip."""
+        return self._ask(key, cost, 1)
+
+    def peek(self, key: str, cost: int = 1) -> Decision:
+        """What `hit` would answer; spends nothing (`remaining` is before the cost). One round trip."""
+        return self._ask(key, cost, -1)
+
+    def _ask(self, key: str, cost: int, sign: int) -> Decision:
+        if type(cost) is not int or not 0 < cost <= self._most:
+            _whole("cost", cost, self._most)
+        if not isinstance(key, str):
+            raise TypeError(f"key is {key!r}; it must be a str")
+        args = (1, f"{self._name}:{{{key}}}", sign * cost, *self._own)
+        if self._now:
+            args += (_micros("now()", self._now(), 0, 4e9),)
+        try:
+            try:
+                answer = self._r.execute_command("EVALSHA", self._sha, *args)
+            except exceptions.NoScriptError:
+                answer = self._r.execute_command("EVAL", self.LUA, *args)
+        except DOWN as error:
+            if self._on_error == "raise" or isinstance(error, exceptions.AuthenticationError):
+                raise
+            return Decision(True, 0, 0.0) if self._on_error == "allow" else Decision(False, 0, 1.0)
+        if type(answer) is int:
+            return Decision(True, answer, 0.0)
+        return Decision(False, answer[0], answer[1] / 1_000_000)
+
+
+class FixedWindow(_Limiter):
+    """At most `limit` in each window [n·window, (n+1)·window) of the server's Unix time.
+
+    Promises only these aligned windows. `limit` at the end of one and `limit` at the start of the next are
+    both admitted, so a window that lies across the edge may hold 2 · limit. Stores one short string.
+    """
+
+    # ARGV[3] limit, ARGV[4] window in µs. The key holds "n count".
+    LUA = """
+    local time = redis.call('TIME')
+    local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
+    local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
+    local n = math.floor(now / window)
+    local stored, count = string.match(redis.call('GET', KEYS[1]) or '-1 0', '(%S+) (%d+)')
+    local ahead = stored - n
+    if ahead < 0 then count = 0 elseif ahead > 0 then n = n + 1 end  -- ahead: the clock stepped back
+    local save, wait = ahead > 1, 0
+    if count + cost > limit then
+        wait = (n + 1) * window - now
+    elseif tonumber(ARGV[1]) > 0 then
+        count, save = count + cost, true
+    end
+    if save then redis.call('SET', KEYS[1], string.format('%d %d', n, count), 'PX', ARGV[2]) end
+    return wait > 0 and {math.max(0, limit - count), wait} or limit - count
+    """
+
+
+class SlidingLog(_Limiter):
+    """At most `limit` in every window (t - window, t], whatever t is: the exact answer.
+
+    Stores the time of each admitted unit in a list, oldest first: some 11 bytes an entry (a sorted set takes
+    90 to 110), `limit` entries at most. Work: O(log n) to find what has left the window, O(cost) to add.
+    """
+
+    # ARGV[3] limit, ARGV[4] window in µs. The key holds the times, oldest first.
+    LUA = """
+    local time = redis.call('TIME')
+    local clock = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
+    local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
+    local count = redis.call('LLEN', KEYS[1])
+    local newest = tonumber(redis.call('LINDEX', KEYS[1], -1)) or 0
+    if newest > clock + window then  -- the clock stepped back far: all of it counts as made now
+        for i = 1, count do redis.call('LSET', KEYS[1], i - 1, string.format('%d', clock)) end
+        newest = clock
+    end
+    local now, gone, step = math.max(clock, newest), 0, 1
+    while step >= 1 do  -- how many have left the window: strides double, then halve
+        local at = redis.call('LINDEX', KEYS[1], gone + step - 1)
+        if at and at + window <= now then gone, step = gone + step, step * 2
+        else step = math.floor(step / 2) end
+    end
+    local used, wait = count - gone, 0
+    if used + cost > limit then  -- wait for the one that has to leave
+        wait = redis.call('LINDEX', KEYS[1], count + cost - limit - 1) + window - clock
+    elseif tonumber(ARGV[1]) > 0 then
+        if gone > 0 then redis.call('LTRIM', KEYS[1], gone, -1) end
+        for _ = 1, cost do redis.call('RPUSH', KEYS[1], string.format('%d', now)) end
+        redis.call('PEXPIRE', KEYS[1], ARGV[2])
+        used = used + cost
+    end
+    return wait > 0 and {math.max(0, limit - used), wait} or limit - used
+    """
+
+
+class SlidingCounter(_Limiter):
+    """About `limit` in every window, estimated from the counts of two aligned windows.
+
+    Admits while previous · (share of the previous window that a sliding one still sees) + current <= limit,
+    as if the previous window's requests had been spread evenly. Promised is `limit` in each aligned window. A
+    sliding window may hold up to, but not quite, 2 · limit (after a burst at the end of an aligned one), and
+    requests are refused that the log would admit (after a burst at the start). Stores one short string.
+    limit · window in µs may be at most 2^53: 100,000 a day is possible, a million a day is not.
+    """
+
+    # ARGV[3] limit, ARGV[4] window in µs. The key holds "n current previous".
+    LUA = """
+    local time = redis.call('TIME')
+    local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
+    local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
+    local n = math.floor(now / window)
+    local state = redis.call('GET', KEYS[1]) or '-2 0 0'
+    local stored, current, previous = string.match(state, '(%S+) (%d+) (%d+)')
+    local ahead = stored - n
+    if ahead == -1 then current, previous = 0, current
+    elseif ahead < -1 then current, previous = 0, 0
+    elseif ahead > 0 then n = n + 1 end  -- the clock stepped back
+    local past = math.max(0, now - n * window)
+    local room = (limit - current) * window - previous * (window - past)  -- in parts: `window` parts a unit
+    local save, wait = ahead > 1, 0
+    if room < cost * window then  -- wait until enough of the previous window, or of this one, is out of view
+        local count, left, from = previous, limit - current - cost, n * window
+        if left < 0 then count, left, from = current, limit - cost, from + window end
+        wait = from + window - math.floor(left * window / count) - now
+    elseif tonumber(ARGV[1]) > 0 then
+        current, room, save = current + cost, room - cost * window, true
+    end
+    if save then
+        redis.call('SET', KEYS[1], string.format('%d %d %d', n, current, previous), 'PX', ARGV[2])
+    end
+    return wait > 0 and {math.max(0, math.floor(room / window)), wait} or math.floor(room / window)
+    """
+
+    def __init__(
+        self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
+    ) -> None:
+        _whole("limit", limit, EXACT // _micros("window", window))
+        super().__init__(r, name, limit=limit, window=window, now=now, on_error=on_error)
+
+
+class TokenBucket(_Limiter):
+    """A bucket of `capacity` tokens, full at first; `rate` tokens a second drip in, a request takes `cost`.
+
+    Promises at most capacity + rate · t in any interval of t seconds: after a pause a burst of `capacity`, in
+    the long run `rate` a second. Stores one short string. `rate` is held as the nearest fraction with a
+    denominator of at most a million (0.1 is 1/10), and the level in whole parts of a token, so that nothing
+    is rounded.
+    """
+
+    # ARGV[3] parts a token, ARGV[4] parts that drip in each µs, ARGV[5] parts of a full bucket: all whole.
+    # The key holds "parts time": how full it was when a token was last taken.
+    LUA = """
+    local time = redis.call('TIME')
+    local clock = tonumber(ARGV[6]) or time[1] * 1000000 + time[2]
+    local token, drip, full = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+    local price, fill = math.abs(ARGV[1]) * token, math.ceil(full / drip)
+    local level, at = string.match(redis.call('GET', KEYS[1]) or ARGV[5] .. ' 0', '(%d+) (%d+)')
+    local save, wait = tonumber(at) > clock + fill, 0
+    at = math.min(at, clock + fill)
+    local now = math.max(clock, at)  -- it is `at` that is later if the clock stepped back
+    level = math.min(full, level + (now - at) * drip)
+    if level < price then
+        wait = math.ceil((price - level) / drip) + now - clock
+    elseif tonumber(ARGV[1]) > 0 then
+        level, save = level - price, true
+    end
+    if save then redis.call('SET', KEYS[1], string.format('%d %d', level, now), 'PX', ARGV[2]) end
+    local remaining = math.floor(level / token)
+    return wait > 0 and {remaining, wait} or remaining
+    """
+
+    def __init__(
+        self, r: Any, name: str, *, capacity: int, rate: float, now: Clock = None, on_error: OnError = "raise"
+    ) -> None:
+        exact = _number("rate", rate, 1e-6, 1e6).limit_denominator(1_000_000)
+        drip, token = (exact / 1_000_000).as_integer_ratio()
+        self.capacity = _whole("capacity", capacity, min(EXACT // token, int(LONGEST * exact)))
+        self.rate, full = rate, capacity * token
+        fill = math.ceil(full / drip)
+        self._prepare(r, name, capacity, 2 * fill, (token, drip, full), now, on_error)
+
+
+class GCRA(_Limiter):
+    """The generic cell rate algorithm: a bucket in one number, the time when all that was admitted is paid.
+
+    A unit takes an interval of window / limit to pay; up to `burst` units (default: limit) may be owed.
+    Promises at most burst + t / interval in any interval of t seconds; with burst=1 admitted units are at
+    least one interval apart. The interval is rounded up to a whole µs (3 a second: 333,334 µs). Stores one
+    number.
+    """
+
+    # ARGV[3] interval in µs, ARGV[4] burst · interval. The key holds the TAT, the "theoretical arrival time".
+    LUA = """
+    local time = redis.call('TIME')
+    local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
+    local interval, ahead = tonumber(ARGV[3]), tonumber(ARGV[4])
+    local tat = tonumber(redis.call('GET', KEYS[1])) or 0
+    local save, wait = tat > now + ahead, 0  -- further ahead than it may be: the clock stepped back
+    tat = math.max(now, math.min(tat, now + ahead))
+    local paid = tat + math.abs(ARGV[1]) * interval
+    if paid > now + ahead then
+        wait = paid - ahead - now
+    elseif tonumber(ARGV[1]) > 0 then
+        tat, save = paid, true
+    end
+    if save then redis.call('SET', KEYS[1], string.format('%d', tat), 'PX', ARGV[2]) end
+    local remaining = math.floor((now + ahead - tat) / interval)
+    return wait > 0 and {remaining, wait} or remaining
+    """
+
+    def __init__(
+        self,
+        r: Any,
+        name: str,
+        *,
+        limit: int,
+        window: float,
+        burst: int | None = None,
+        now: Clock = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        micros = _micros("window", window)
+        self.limit, self.window = _whole("limit", limit, micros), window
+        interval = math.ceil(micros / limit)
+        self.burst = _whole("burst", limit if burst is None else burst, int(LONGEST) * 1_000_000 // interval)
+        ahead = self.burst * interval
+        self._prepare(r, name, self.burst, ahead, (interval, ahead), now, on_error)
+
+
+class NaiveSortedSet:
+    """The sliding window as it is often written, in a pipeline. It is here to fail; do not use it.
+
+    It means to admit `limit` in any window, and does not: (1) it adds first and counts afterwards, so refused
+    requests count and a client that keeps trying is refused for ever; (2) the member is the time, so requests
+    with one timestamp count once, and so does a cost above 1; (3) the time is the client's, so skewed clocks
+    over-admit. 90 to 110 bytes an entry, refused ones included. `retry_after` is a guess. Four commands in
+    one round trip.
+    """
+
+    def __init__(
+        self,
+        r: Any,
+        name: str,
+        *,
+        limit: int,
+        window: float,
+        now: Callable[[], float] = time.time,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.limit, self.window = _whole("limit", limit, EXACT // 2), _micros("window", window) / 1_000_000
+        self._r, self._name, self._now, self._on_error = r, name, now, on_error
+
+    def hit(self, key: str, cost: int = 1) -> Decision:
+        _whole("cost", cost, self.limit)
+        now, k = self._now(), f"{self._name}:{{{key}}}"
+        with self._r.pipeline() as pipe:
+            pipe.zremrangebyscore(k, 0, now - self.window)
+            pipe.zadd(k, {repr(now): now})
+            pipe.zcard(k)
+            pipe.expire(k, math.ceil(self.window))
+            return self._decide(pipe, 2, 0)
+
+    def peek(self, key: str, cost: int = 1) -> Decision:
+        _whole("cost", cost, self.limit)
+        with self._r.pipeline() as pipe:
+            pipe.zcount(f"{self._name}:{{{key}}}", f"({self._now() - self.window!r}", "+inf")
+            return self._decide(pipe, 0, cost)
+
+    def _decide(self, pipe: Any, position: int, cost: int) -> Decision:
+        try:
+            count = pipe.execute()[position]
+        except DOWN:
+            if self._on_error == "raise":
+                raise
+            return Decision(self._on_error == "allow", 0, float(self._on_error == "deny"))
+        allowed = count + cost <= self.limit
+        return Decision(allowed, max(0, self.limit - count), 0.0 if allowed else self.window)

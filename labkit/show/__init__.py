@@ -1,0 +1,1 @@
+"""What results look like: plots and widgets. The only room that imports matplotlib and ipywidgets."""

@@ -1,0 +1,387 @@
+"""One look for every picture of the workbook.
+
+Each function takes a result and `ax=None`, draws into that axes or into a new figure of the common width,
+sets title, labels with units and legend, and returns the Axes. The title says what there is to see. In a
+chapter the cell ends with a semicolon, and the picture is shown by itself.
+
+The colours are Okabe and Ito's, which people with any colour vision tell apart. What fails or is refused is
+VERMILLION, what works or is admitted BLUE or GREEN, a model or a limit BLACK.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from labkit.rig.bench import Run, Sweep, human_time
+from labkit.rig.model import Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#8C8C8C"
+
+PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK)
+"""The order in which series are coloured; yellow is left out, it does not show on white."""
+
+WIDTH = 9.0
+"""Inches: the width of every picture."""
+
+_SIZES = {"page": 13.0, "talk": 17.0}
+
+
+def use_style(name: str = "page") -> None:
+    """Set matplotlib's defaults for all pictures from now on: "page" for reading, "talk" for a projector."""
+    if name not in _SIZES:
+        raise ValueError(f"style is {name!r}; there are {', '.join(_SIZES)}")
+    size = _SIZES[name]
+    mpl.rcParams.update(
+        {
+            "axes.axisbelow": True,
+            "axes.edgecolor": GREY,
+            "axes.grid": True,
+            "axes.labelsize": size,
+            "axes.linewidth": 0.8,
+            "axes.prop_cycle": f"cycler(color={list(PALETTE)})",
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlepad": 12,
+            "axes.titlesize": size * 1.2,
+            "axes.titleweight": "bold",
+            "figure.constrained_layout.use": True,
+            "figure.dpi": 100,
+            "figure.titlesize": size * 1.2,
+            "figure.titleweight": "bold",
+            "figure.figsize": (WIDTH, WIDTH * 0.42),
+            "font.family": "DejaVu Sans",
+            "font.size": size,
+            "grid.color": "#E3E3E3",
+            "grid.linewidth": 0.8,
+            "legend.fontsize": size,
+            "legend.frameon": False,
+            "lines.linewidth": size / 5,
+            "lines.markersize": size / 1.8,
+            "xtick.color": GREY,
+            "xtick.labelcolor": BLACK,
+            "xtick.labelsize": size,
+            "ytick.color": GREY,
+            "ytick.labelcolor": BLACK,
+            "ytick.labelsize": size,
+        }
+    )
+    _in_a_notebook()
+
+
+def _in_a_notebook() -> None:
+    """Figures of exactly the common width, at twice the resolution, and nothing written for the Axes.
+
+    A semicolon at the end of the cell silences the Axes too, but only where the cell enters the history.
+    """
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None) is not None:
+        from matplotlib.axes import Axes
+        from matplotlib_inline import backend_inline
+
+        show_as: Any = backend_inline.set_matplotlib_formats
+        show_as("retina", bbox_inches=None)
+        shell.display_formatter.ipython_display_formatter.for_type(Axes, lambda ax: None)
+
+
+use_style()
+
+
+def figure(height: float = 0.42, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, made without pyplot, for widgets: nothing shows it, and nothing else changes it.
+
+    `height` is a share of the width; `subplots` is passed to `Figure.subplots`.
+    """
+    made = Figure(figsize=(WIDTH, WIDTH * height))
+    return made, made.subplots(**subplots)
+
+
+def new_axes(ax: Axes | None = None, *, title: str = "", height: float = 0.42) -> Axes:
+    """`ax`, or the axes of a new pyplot figure, which a notebook shows when the cell ends; titled.
+
+    `height` is a share of the width. A new figure carries the title at its left edge, where there is room.
+    """
+    if ax is not None:
+        ax.set_title(title)
+        return ax
+    from matplotlib import pyplot
+
+    made, ax = pyplot.subplots(figsize=(WIDTH, WIDTH * height))
+    made.suptitle(title, x=0.012, horizontalalignment="left")
+    return ax
+
+
+def legend(ax: Axes, **options: Any) -> None:
+    """A legend where there is more than one thing to name, to the right of the data."""
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        ax.legend(**{"loc": "center left", "bbox_to_anchor": (1.01, 0.5), **options})
+
+
+def time_axis(axis: Any) -> None:
+    """Label the ticks of an axis in nanoseconds as a person says them: 200 µs, 5 ms."""
+    axis.set_major_formatter(FuncFormatter(lambda ns, _: human_time(ns) if ns > 0 else "0"))
+
+
+def number_axis(axis: Any) -> None:
+    """Label the ticks of an axis with plain numbers, also on a log scale: 0.5, 10, 10,000."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def latency(result: Run | Sweep, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """How slow the calls were: for each latency, the share of calls that took at most so long.
+
+    A steep line left of another is faster; a long shoulder to the right is the tail. Dots mark p50 and p99.
+    """
+    runs = list(result) if isinstance(result, Sweep) else [(result.name, result)]
+    ax = new_axes(ax, title=title or "Latency: how many calls took at most so long")
+    for value, run in runs:
+        _cumulated(ax, run, str(value))
+    ax.set_xscale("log")
+    time_axis(ax.xaxis)
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    ax.set(xlabel="time of one call (log scale)", ylabel="calls (%)", ylim=(0, 103))
+    legend(ax, title=result.name if isinstance(result, Sweep) else None)
+    return ax
+
+
+def _cumulated(ax: Axes, run: Run, label: str) -> None:
+    ordered = sorted(run.samples)
+    shares = [100 * rank / len(ordered) for rank in range(1, len(ordered) + 1)]
+    (line,) = ax.plot(ordered, shares, drawstyle="steps-post", label=label)
+    ax.plot([run.p50, run.p99], [50, 99], "o", color=line.get_color())
+
+
+def bars(
+    values: Mapping[str, float],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    unit: str,
+    fmt: str = "{:,.0f}",
+    highlight: str | Sequence[str] = (),
+    log: bool = False,
+) -> Axes:
+    """A horizontal bar for each value, the first on top, with its number; `highlight` names the bad ones."""
+    ax = new_axes(ax, title=title, height=0.12 + 0.07 * len(values))
+    bad = {highlight} if isinstance(highlight, str) else set(highlight)
+    colors = [VERMILLION if name in bad else BLUE for name in values]
+    drawn = ax.barh(list(values), list(values.values()), color=colors, height=0.7)
+    ax.bar_label(drawn, labels=[f" {fmt.format(v)}" for v in values.values()])
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.margins(x=0.12)
+    ax.set_xlabel(unit)
+    if log:
+        ax.set_xscale("log")
+    number_axis(ax.xaxis)
+    return ax
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    marker: str = "o",
+) -> Axes:
+    """One line a series, each a pair of x and y values; the axes begin at 0 unless they are logarithmic."""
+    ax = new_axes(ax, title=title)
+    for name, (xs, ys) in series.items():
+        ax.plot(xs, ys, marker=marker, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if logx:
+        ax.set_xscale("log")
+    if logy:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    number_axis(ax.xaxis)
+    number_axis(ax.yaxis)
+    legend(ax)
+    return ax
+
+
+def sweep(result: Sweep, ax: Axes | None = None, *, title: str, xlabel: str = "", log: bool = True) -> Axes:
+    """The median time of one call at each value, with a band from p10 to p90."""
+    ax = new_axes(ax, title=title)
+    (line,) = ax.plot(result.values, [run.p50 for run in result.runs], marker="o", label="median")
+    low, high = ([run.percentile(share) for run in result.runs] for share in (10, 90))
+    ax.fill_between(result.values, low, high, alpha=0.2, color=line.get_color(), label="p10 to p90")
+    if log:
+        ax.set(xscale="log", yscale="log")
+    else:
+        ax.set_ylim(bottom=0)
+    number_axis(ax.xaxis)
+    time_axis(ax.yaxis)
+    ax.set(xlabel=xlabel or result.name, ylabel="time of one call")
+    legend(ax)
+    return ax
+
+
+def timeline(
+    rows: Mapping[str, Sequence[float]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    spans: Mapping[str, tuple[float, float]] | None = None,
+    colors: Mapping[str, str] | None = None,
+    xlabel: str = "time (s)",
+) -> Axes:
+    """What happened when: a row of marks for each name, the first on top, and named, shaded spans of time."""
+    ax = new_axes(ax, title=title, height=0.16 + 0.07 * len(rows))
+    for height, (name, times) in enumerate(rows.items()):
+        color = (colors or {}).get(name, PALETTE[height % len(PALETTE)])
+        ax.plot(times, [height] * len(times), "|", color=color, markersize=22, markeredgewidth=3.5)
+    for name, (start, end) in (spans or {}).items():
+        ax.axvspan(start, end, color=GREY, alpha=0.22, linewidth=0)
+        ax.text((start + end) / 2, -0.75, name, ha="center", va="center")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.4, -1.1 if spans else -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+# --- chapter 01 ---------------------------------------------------------------------------------------------
+
+
+def arrivals(
+    series: Mapping[str, Sequence[float]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    width: float = 0.01,
+    colors: Mapping[str, str] | None = None,
+) -> Axes:
+    """How many attempts arrive in each `width` seconds: a step line for each name."""
+    ax = new_axes(ax, title=title)
+    last = max(at for times in series.values() for at in times)
+    edges = [width * i for i in range(int(last / width) + 2)]
+    for name, times in series.items():
+        color = (colors or {}).get(name)
+        ax.hist(times, bins=edges, label=name, color=color, alpha=0.85, histtype="stepfilled")
+    ax.set(xlabel="time since the failure (s)", ylabel=f"attempts in {width * 1000:g} ms")
+    legend(ax)
+    return ax
+
+
+def pipeline_fit(
+    measured: Mapping[float, Mapping[int, float]], lines: Mapping[float, Line], ax: Axes | None = None
+) -> Axes:
+    """Time of a pipeline over its size, for each added delay (ms): dots measured, lines fitted.
+
+    `measured` gives for each delay the time in ns of each batch size. In a picture of its own, a second panel
+    shows the residuals: by how many per cent each dot lies off its line.
+    """
+    title = "One pipeline: the way once, then a little for each command"
+    below = None
+    if ax is None:
+        from matplotlib import pyplot
+
+        shape = {"height_ratios": [3, 1.3]}
+        made, (ax, below) = pyplot.subplots(2, sharex=True, figsize=(WIDTH, WIDTH * 0.66), gridspec_kw=shape)
+        made.suptitle(title, x=0.012, horizontalalignment="left")
+    else:
+        ax.set_title(title)
+    for color, (ms, points) in zip(PALETTE, measured.items(), strict=False):
+        sizes = list(points)
+        ax.plot(sizes, [lines[ms].at(b) for b in points], color=color, label=f"{ms:g} ms")
+        ax.plot(sizes, list(points.values()), "o", color=color)
+        if below is not None:
+            off = lines[ms].residuals(points)
+            below.plot(sizes, [100 * share for share in off.values()], "o-", color=color, linewidth=1)
+    ax.set(xscale="log", yscale="log", ylabel="time of one pipeline")
+    time_axis(ax.yaxis)
+    legend(ax, title="added delay")
+    if below is not None:
+        _residuals(below)
+    number_axis((ax if below is None else below).xaxis)
+    (ax if below is None else below).set_xlabel("commands in the pipeline")
+    return ax
+
+
+def _residuals(ax: Axes) -> None:
+    ax.axhline(0, color=BLACK, linewidth=1)
+    reach = max(10.0, *(abs(limit) for limit in ax.get_ylim()))
+    ax.set_ylim(-reach, reach)
+    ax.set_ylabel("off the\nline (%)")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
+
+
+def speedup_map(times: Mapping[float, Mapping[int, float]], ax: Axes | None = None) -> Axes:
+    """How many times as fast as one by one: a cell for each added delay (ms) and batch size.
+
+    `times` gives for each delay the total time of the same commands in batches of each size, size 1 among
+    them.
+    """
+    ax = new_axes(ax, title="Speed-up over one command at a time", height=0.48)
+    delays, sizes = list(times), list(next(iter(times.values())))
+    gains = [[times[ms][1] / times[ms][b] for b in sizes] for ms in delays]
+    best = max(2.0, *(gain for row in gains for gain in row))
+    ax.imshow(gains, cmap="cividis", norm=LogNorm(1, best), aspect="auto")
+    for row, col in ((row, col) for row in range(len(delays)) for col in range(len(sizes))):
+        light = gains[row][col] < best**0.6
+        number = f"{gains[row][col]:.0f}×" if gains[row][col] >= 9.5 else f"{gains[row][col]:.1f}×"
+        ax.text(col, row, number, ha="center", va="center", color="white" if light else BLACK)
+    ax.set_xticks(range(len(sizes)), [f"{b:,}" for b in sizes])
+    ax.set_yticks(range(len(delays)), [f"{ms:g}" for ms in delays])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set(xlabel="commands in a batch", ylabel="added delay (ms)")
+    return ax
+
+
+def measured_and_model(
+    rows: Mapping[str, tuple[float | None, float]], ax: Axes | None = None, *, title: str
+) -> Axes:
+    """For each name the measured time in ns (None: not run) as a bar, and the model's as a line across it."""
+    ax = new_axes(ax, title=title, height=0.16 + 0.1 * len(rows))
+    far = max(max(model, measured or 0) for measured, model in rows.values())
+    for row, (measured, model) in enumerate(rows.values()):
+        first = row == 0
+        ax.barh(row, measured or 0, color=BLUE, height=0.56, label="measured" if first else None)
+        ax.plot(
+            [model, model],
+            [row - 0.38, row + 0.38],
+            color=BLACK,
+            linewidth=3,
+            label="model" if first else None,
+        )
+        text = human_time(measured) if measured else f"not run: the model says {human_time(model)}"
+        at, side = max(measured or 0, model), "left"
+        if at > 0.6 * far and not measured:
+            at, side = model, "right"
+        ax.annotate(
+            text,
+            (at, row),
+            (8 if side == "left" else -8, 0),
+            textcoords="offset points",
+            va="center",
+            ha=side,
+        )
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlim=(0, far * 1.18), ylim=(len(rows) - 0.4, -0.6), xlabel="time for all commands")
+    time_axis(ax.xaxis)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    legend(ax)
+    return ax

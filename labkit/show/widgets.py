@@ -1,0 +1,135 @@
+"""Playgrounds: a few controls, a picture that follows them, and a line that says how it went.
+
+    Playground({"rate": IntSlider(…)}, draw, name="bucket", title="A token bucket")   # draw(rate=…) gives a
+    Figure
+
+A playground holds no logic: `draw` gets the controls' values as keyword arguments and returns a Figure that
+was made without pyplot (`plot.figure`). Where nobody watches, it shows the picture of the first settings.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ipw
+from IPython.display import publish_display_data
+from matplotlib.figure import Figure
+
+import labkit
+from labkit.rig.model import Line, run_batches
+from labkit.show import plot
+
+if TYPE_CHECKING:
+    from labkit.rig.proxy import Proxy
+
+__all__ = ["Playground", "pipelining", "png"]
+
+
+class Playground:
+    """Controls above, a picture and a status line below; shows itself as the last value of a cell.
+
+    The picture is drawn anew whenever a control has come to rest. What `draw` raises, a KeyboardInterrupt
+    too, is shown in the status line, is kept in `.error`, and leaves the last good picture standing; in a
+    static rendering it is raised. In the browser the parts are found by their classes: `labkit-<name>`,
+    `labkit-picture`, `labkit-status`.
+    """
+
+    def __init__(
+        self, controls: Mapping[str, Any], draw: Callable[..., Figure], *, name: str, title: str
+    ) -> None:
+        self.controls = dict(controls)
+        self.draw = draw
+        self.title = title
+        self.error: BaseException | None = None
+        width = {"width": f"{plot.WIDTH * 100:.0f}px", "max_width": "100%"}
+        self.picture = ipw.Image(format="png", layout=width)
+        self.status = ipw.Label()
+        row = ipw.HBox(list(self.controls.values()), layout={"flex_flow": "wrap"})
+        self.box = ipw.VBox([row, self.picture, self.status])
+        for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
+            widget.add_class(f"labkit-{css}")
+        for control in self.controls.values():
+            if control.has_trait("continuous_update"):
+                control.continuous_update = False
+            control.observe(self._changed, names="value")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the controls say now: the keyword arguments of the next `draw`."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def refresh(self) -> None:
+        """Draw the picture of the current settings; never raises."""
+        self.status.value = "drawing …"
+        try:
+            self.picture.value = png(self.draw(**self.settings))
+        except KeyboardInterrupt as error:
+            self.error, self.status.value = error, "Interrupted: the picture is that of the last settings."
+        except Exception as error:
+            self.error, self.status.value = error, f"{type(error).__name__}: {error}"
+        else:
+            self.error, self.status.value = None, f"drawn: {self._spoken()}"
+
+    def __repr__(self) -> str:
+        return f"<Playground: {self.title}>"
+
+    def _ipython_display_(self) -> None:
+        if labkit.in_browser():
+            self.refresh()
+            bundle = self.box._repr_mimebundle_()
+        else:
+            bundle = {"image/png": png(self.draw(**self.settings))}
+        publish: Any = publish_display_data
+        publish({**bundle, "text/plain": repr(self)}, {"image/png": {"width": round(plot.WIDTH * 100)}})
+
+    def _changed(self, _: object) -> None:
+        self.refresh()
+
+    def _spoken(self) -> str:
+        return ", ".join(
+            f"{control.description or name} {control.value}" for name, control in self.controls.items()
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG, at twice the resolution of the page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * figure.dpi)
+    return buffer.getvalue()
+
+
+def pipelining(link: Proxy) -> Playground:
+    """Choose delay, batch size and number of commands: the time that they take, and what the model says.
+
+    Commands run against the server behind `link`, whose delay this sets. What would take over 1.5 s is not
+    run, and the picture says so.
+    """
+    r = link.client()
+    link.delay(0)
+    base = Line.fit({b: min(run_batches(r, b, b) for _ in range(5)) for b in (1, 300)})
+
+    def draw(delay: float, batch: int, commands: int) -> Figure:
+        link.delay(delay)
+        model = Line(base.fixed + delay * 1e6, base.each)
+        ways = {"one by one": 1, f"batches of {batch}": batch}
+        totals = {name: model.total(commands, b) for name, b in ways.items()}
+        rows = {
+            name: (run_batches(r, commands, b) if totals[name] < 1.5e9 else None, totals[name])
+            for name, b in ways.items()
+        }
+        figure, ax = plot.figure(0.36)
+        trips = -(-commands // batch)
+        title = f"{commands:,} GETs, {delay:g} ms away: {commands:,} waits, or {trips:,}"
+        plot.measured_and_model(rows, ax, title=title)
+        return figure
+
+    controls = {
+        "delay": ipw.FloatSlider(2.0, min=0, max=20, step=0.5, description="RTT (ms)", readout_format=".1f"),
+        "batch": ipw.SelectionSlider(
+            options=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], value=50, description="batch"
+        ),
+        "commands": ipw.IntSlider(200, min=50, max=2000, step=50, description="commands"),
+    }
+    return Playground(controls, draw, name="pipelining", title="how long do these commands take?")

@@ -1,0 +1,143 @@
+"""A time limit on code that may not want to end: a busy loop, a sleep, a read that nobody answers."""
+
+from __future__ import annotations
+
+import ctypes
+import dis
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+KNOCK = 0.25
+"""Seconds from one attempt to break the code off to the next."""
+
+PATIENT = 3
+"""So many attempts may be swallowed; then every `try` of the code loses its effect."""
+
+
+class TimeUp(BaseException):
+    """The time limit is over; `stack` is where the code was. No Exception: `except Exception` misses it."""
+
+    def __init__(self, stack: traceback.StackSummary | None = None) -> None:
+        super().__init__("time limit")
+        self.stack = stack or traceback.StackSummary()
+
+
+def limited(seconds: float, work: Callable[[], None], unblock: Callable[[], None]) -> None:
+    """Run `work()`; after `seconds` it is broken off, and TimeUp is raised here.
+
+    In the main thread a timer signal does it, wherever Python code is, in a socket read too. Code that
+    swallows TimeUp (`except:` in an endless loop) meets it again, and at last its `try` has no
+    effect. In another thread, as in a widget's callback, TimeUp is put into the thread, after `unblock()`,
+    which must end its reads; there, code that swallows it is not stopped. Code in C that does not return to
+    Python, a huge `sum(range(...))`, is broken off when it returns.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        _Alarm(seconds).run(work)
+    else:
+        _by_thread(seconds, work, unblock)
+
+
+class _Alarm:
+    """Breaks code of the main thread off by SIGALRM."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.first: traceback.StackSummary | None = None
+        self.knocks = 0
+        self.blanked: dict[int, tuple[bytes, bytes]] = {}
+
+    def run(self, work: Callable[[], None]) -> None:
+        self.guard: FrameType | None = sys._getframe()
+        before = signal.signal(signal.SIGALRM, self._ring)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, self.seconds, KNOCK)
+            work()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            for table, copy in self.blanked.values():
+                _overwrite(table, copy)
+            self.guard = None
+        if self.first:
+            raise TimeUp(self.first)
+
+    def _ring(self, _: int, frame: FrameType | None) -> None:
+        if frame is self.guard:  # the work is done or not begun: nothing to break off
+            return
+        if frame is None or _in_finalizer(frame):  # an exception would be lost there
+            signal.setitimer(signal.ITIMER_REAL, 0.001, KNOCK)
+            return
+        self.knocks += 1
+        self.first = self.first or traceback.extract_stack(frame)
+        if self.knocks > PATIENT:
+            self._disarm(frame)
+        raise TimeUp(self.first)
+
+    def _disarm(self, frame: FrameType) -> None:
+        """Take the effect from every `try` that the code is in, until it has ended.
+
+        CPython looks up where an exception goes in a table of the code object. Overwritten with entries of
+        length 0, the table catches nothing; `run` puts it back. Libraries keep theirs, and clean up.
+        """
+        while frame is not self.guard and frame.f_back is not None:
+            table = frame.f_code.co_exceptiontable
+            if len(table) > 1 and id(table) not in self.blanked and not is_library(frame.f_code.co_filename):
+                self.blanked[id(table)] = (table, bytes(bytearray(table)))
+                _overwrite(table, b"\x80" * len(table))
+            frame = frame.f_back
+
+
+def _in_finalizer(frame: FrameType) -> bool:
+    return any(inner.f_code.co_name == "__del__" for inner, _ in traceback.walk_stack(frame))
+
+
+def _overwrite(table: bytes, content: bytes) -> None:
+    """Write into a bytes object of CPython, in place."""
+    ctypes.memmove(id(table) + bytes.__basicsize__ - 1, content, len(content))
+
+
+def is_library(file: str) -> bool:
+    """Is this file labkit's, of an installed package, or of Python itself, rather than the reader's?"""
+    path = Path(file)
+    rooms = (Path(__file__).parents[1], Path(dis.__file__).parent)
+    return "site-packages" in path.parts or any(path.is_relative_to(room) for room in rooms)
+
+
+def _by_thread(seconds: float, work: Callable[[], None], unblock: Callable[[], None]) -> None:
+    thread = threading.get_ident()
+    done = threading.Event()
+    lock = threading.Lock()
+    late = False
+
+    def raise_there(error: type[BaseException] | None) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error and ctypes.py_object(error))
+
+    def watch() -> None:
+        nonlocal late
+        while not done.wait(KNOCK if late else seconds):
+            if not late:
+                late = True
+                unblock()
+            with lock:
+                if not done.is_set():
+                    raise_there(TimeUp)
+
+    watcher = threading.Thread(target=watch, name="labkit time limit", daemon=True)
+    watcher.start()
+    try:
+        work()
+    except BaseException:
+        if not late:
+            raise
+    finally:
+        with lock:
+            done.set()
+            raise_there(None)
+        watcher.join()
+    if late:
+        raise TimeUp

