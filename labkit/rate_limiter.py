@@ -105,7 +105,7 @@ class _Limiter:
             raise TypeError(f"name is {name!r}; it must be a str that is not empty")
         if on_error not in ("raise", "allow", "deny"):
             raise ValueError(f"on_error is {on_error!r}; it must be 'raise', 'allow' or 'deny'")
-        self._r, self._name, self._most, self._now, self._on_error = r, name, most, now, on_error
+        self._r, self.name, self._most, self._now, self._on_error = r, name, most, now, on_error
         self._sha = hashlib.sha1(self.LUA.encode()).hexdigest()
         # Keys expire by the server's time. Virtual time may pass more slowly: then they stay a minute more.
         ttl = math.ceil(keep / 1000) + (60_000 if now else 1_000)
@@ -124,7 +124,7 @@ class _Limiter:
             _whole("cost", cost, self._most)
         if not isinstance(key, str):
             raise TypeError(f"key is {key!r}; it must be a str")
-        args = (1, f"{self._name}:{{{key}}}", sign * cost, *self._own)
+        args = (1, f"{self.name}:{{{key}}}", sign * cost, *self._own)
         if self._now:
             args += (_micros("now()", self._now(), 0, 4e9),)
         try:
@@ -360,22 +360,22 @@ class NaiveSortedSet:
         on_error: OnError = "raise",
     ) -> None:
         self.limit, self.window = _whole("limit", limit, EXACT // 2), _micros("window", window) / 1_000_000
-        self._r, self._name, self._now, self._on_error = r, name, now, on_error
+        self._r, self.name, self._now, self._on_error = r, name, now, on_error
 
     def hit(self, key: str, cost: int = 1) -> Decision:
         _whole("cost", cost, self.limit)
-        now, k = self._now(), f"{self._name}:{{{key}}}"
+        now, k = self._now(), f"{self.name}:{{{key}}}"
         with self._r.pipeline() as pipe:
             pipe.zremrangebyscore(k, 0, now - self.window)
             pipe.zadd(k, {repr(now): now})
             pipe.zcard(k)
-            pipe.expire(k, math.ceil(self.window))
+            pipe.expire(k, math.ceil(self.window) + 60)
             return self._decide(pipe, 2, 0)
 
     def peek(self, key: str, cost: int = 1) -> Decision:
         _whole("cost", cost, self.limit)
         with self._r.pipeline() as pipe:
-            pipe.zcount(f"{self._name}:{{{key}}}", f"({self._now() - self.window!r}", "+inf")
+            pipe.zcount(f"{self.name}:{{{key}}}", f"({self._now() - self.window!r}", "+inf")
             return self._decide(pipe, 0, cost)
 
     def _decide(self, pipe: Any, position: int, cost: int) -> Decision:

@@ -174,18 +174,17 @@ def table(title: str, rows: list[Row], r: Any, rounds: int, n: int) -> None:
 
     print(f"\n{title}\n")
     print(f"{'algorithm':<13}{'limiter':<20}{'ops/s':>8}{'of evalsha':>12}{'of no-op':>10}  guarantee")
-XX
-    best = {row.group: ratio("no-op", i) for i, row in enumerate(rows) if row.who == "labkit"}
+    shares = {i: ratio("no-op", i) for i in range(len(rows))}
+    best = {row.group: shares[i] for i, row in enumerate(rows) if row.who == "labkit"}
     for group in best:
-        for i, row in sorted(enumerate(rows), key=lambda pair: statistics.median(taken[pair[0]])):
-            if row.group == group:
-                wrapper = f"{ratio((i, 'bare'), i):.3f}" if row.bare else ""
-                share = ratio("no-op", i)
-                faster = "  <- faster" if share > best[group] else ""
-                speed = n / statistics.median(taken[i])
-                print(
-                    f"{group:<13}{row.who:<20}{speed:>8,.0f}{wrapper:>12}{share:>10.2f}  {row.guarantee}{faster}"
-                )
+        for i in sorted(shares, key=lambda i: -shares[i]):
+            row, speed = rows[i], n / statistics.median(taken[i])
+            if row.group != group:
+                continue
+            wrapper = f"{ratio((i, 'bare'), i):.3f}" if row.bare else ""
+            note = row.guarantee + ("  <- faster" if shares[i] > best[group] else "")
+            print(f"{group:<13}{row.who:<20}{speed:>8,.0f}{wrapper:>12}{shares[i]:>10.2f}  {note}")
+    print(f"{'':<13}{'no-op EVALSHA':<20}{n / statistics.median(taken['no-op']):>8,.0f}{'':>12}{1:>10.2f}")
 
 
 def main() -> None:

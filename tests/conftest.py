@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,19 @@ for _name in ("JPY_SESSION_NAME", "VSCODE_PID", "MPLBACKEND"):
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What tests recorded as "summary" is printed at the end, from whichever worker it came."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    lines = {
+        str(text)
+        for report in reports
+        for name, text in getattr(report, "user_properties", [])
+        if name == "summary"
+    }
+    for line in sorted(lines):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,15 @@ def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return (first.end_lineno or 0) - first.lineno + 1
 
 
-def test_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes(record_property: Callable[[str, object], None]) -> None:
     """Printed, to be looked at; only the length of functions is held."""
     lines = {_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     functions = {f"{_name(path)}.{name}": size for path in MODULES for name, size in _functions(path)}
-    with capsys.disabled():
-        largest = sorted(lines.items(), key=lambda item: -item[1])[:6]
-        print(f"\n{len(lines)} modules, {sum(lines.values()):,} lines; largest: {dict(largest)}")
-        print(f"{len(functions)} functions: median {statistics.median(functions.values()):g} lines", end=" ")
+    largest = sorted(lines, key=lambda name: -lines[name])[:5]
+    named = ", ".join(f"{name} {lines[name]}" for name in largest)
+    record_property("summary", f"{len(lines)} modules of {sum(lines.values()):,} lines; the largest: {named}")
+    median = statistics.median(functions.values())
+    record_property("summary", f"{len(functions)} functions of {median:g} lines at the median")
     assert {name: size for name, size in functions.items() if size > 40} == {}
 
 

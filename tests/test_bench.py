@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nbclient import NotebookClient
 
 from labkit.rig import bench
 from labkit.rig.bench import ProcessFailed, Run, Sweep, compare, human_time, measure, processes, sweep
@@ -126,6 +129,44 @@ def test_bars_are_silent_where_nobody_watches(
     with bench.bar(total=2, desc="x") as b:
         b.update()
     assert capsys.readouterr() == ("", "")
+
+
+BAR = """
+import time
+from labkit.rig.bench import bar
+
+print("before")
+with bar(total=3, desc="working") as b:
+    for _ in range(3):
+        time.sleep(0.3)
+        b.update()
+print("after")
+"""
+
+
+def test_a_bar_that_is_watched_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
+    shown: list[str] = []
+    cell = nbformat.v4.new_code_cell(BAR)  # type: ignore[no-untyped-call]
+    notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+    client = NotebookClient(notebook, kernel_name="python3")
+    process = client.process_message
+
+    def watch(message: Any, *rest: Any) -> Any:
+        shown.append(str(message["content"].get("data", {}).get("text/html", "")))
+        return process(message, *rest)
+
+    monkeypatch.setattr(client, "process_message", watch)
+    client.execute()
+    assert any("working: 100%" in html for html in shown)
+    left = [output.get("text") or output.data["text/html"] for output in cell.outputs]
+    assert [text for text in left if text] == ["before\n", "after\n"]
+
+
+def test_a_bar_starts_no_thread() -> None:
+    before = threading.enumerate()
+    list(bench.bar(range(10)))
+    assert threading.enumerate() == before
 
 
 def add(a: int, b: int) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 
 import matplotlib as mpl
+import nbformat
 import numpy as np
 import pytest
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from nbclient import NotebookClient
 
 from labkit.rig.bench import Run, Sweep
 from labkit.show import plot
@@ -46,6 +50,7 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
         xlabel="x (s)",
         ylabel="y (ms)",
     ),
+    "arrivals": lambda ax: plot.arrivals({"a": [0.1, 0.1], "b": [0.3]}, ax, title="a comes at once"),
     "timeline": lambda ax: plot.timeline(
         {"ok": [0.1, 0.5], "failed": [0.2]}, ax, title="It came back", spans={"down": (0.15, 0.4)}
     ),
@@ -111,6 +116,25 @@ def test_timeline_has_a_row_for_each_name() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["ok", "failed"]
     assert [xs(line) for line in ax.get_lines()] == [[1.0], [2.0, 3.0]]
     assert ax.get_lines()[1].get_color() == plot.VERMILLION
+
+
+NOTEBOOK = """
+from labkit.rig.bench import Run
+from labkit.show import plot
+
+plot.latency(Run("GET", (1000, 2000, 3000)), title="t")
+"""
+
+
+def test_in_a_notebook_a_plot_is_a_sharp_picture_and_nothing_else() -> None:
+    cell = nbformat.v4.new_code_cell(NOTEBOOK)  # type: ignore[no-untyped-call]
+    notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+    NotebookClient(notebook, kernel_name="python3").execute()
+    (output,) = cell.outputs
+    assert output.data["text/plain"] == "<Figure size 900x378 with 1 Axes>"
+    assert output.metadata["image/png"] == {"width": 900, "height": 378}
+    header = base64.b64decode(output.data["image/png"])[:24]
+    assert struct.unpack(">II", header[16:]) == (1800, 756)
 
 
 def test_the_talk_style_is_larger() -> None:

@@ -21,7 +21,7 @@ from html import escape
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-import labkit
+from labkit.rig.bar import bar
 from labkit.rig.processes import ProcessFailed, processes
 
 if TYPE_CHECKING:
@@ -261,15 +261,3 @@ def _no_gc() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def bar(iterable: Iterable[Any] | None = None, *, total: int | None = None, desc: str = "") -> Any:
-    """A tqdm progress bar where a person watches and the work takes over half a second; else silent.
-
-    Leaves no output behind. `for x in bar(things)`, or `with bar(total=100) as b: b.update()`.
-    """
-    if labkit.in_browser():
-        from tqdm.auto import tqdm
-    else:
-        from tqdm.std import tqdm
-    return tqdm(iterable, total=total, desc=desc, leave=False, delay=0.5, disable=not labkit.in_browser())

@@ -10,6 +10,7 @@ VERMILLION, what works or is admitted BLUE or GREEN, a model or a limit BLACK.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from labkit.rig.bench import Run, Sweep, human_time
 from labkit.rig.model import Line
+from labkit.rig.traffic import Replay
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,6 +262,44 @@ def timeline(
     return ax
 
 
+# --- chapter 00 ---------------------------------------------------------------------------------------------
+
+
+def memory(used: Mapping[str, Sequence[int]], ax: Axes | None = None, *, limit: int) -> Axes:
+    """Memory used (bytes) after each round of traffic, a line for each name, and the server's limit."""
+    ax = new_axes(ax, title="Memory used by the server")
+    for (name, amounts), color in zip(used.items(), (VERMILLION, BLUE, GREEN), strict=False):
+        rounds = range(1, len(amounts) + 1)
+        ax.plot(rounds, [amount / 1024**2 for amount in amounts], marker="o", color=color, label=name)
+    ax.axhline(limit / 1024**2, color=BLACK, linestyle="--", label="maxmemory")
+    ax.set(xlabel="round of traffic", ylabel="memory (MB)", ylim=(0, limit / 1024**2 * 1.15))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(ax)
+    return ax
+
+
+def waits(series: Mapping[str, Sequence[tuple[float, float]]], ax: Axes | None = None, *, title: str) -> Axes:
+    """Requests of another client: a line from the moment it was sent to its answer, a dot at the answer.
+
+    `series` gives for each name pairs of when it was sent and how long it waited, both in s.
+    """
+    ax = new_axes(ax, title=title)
+    colors = dict(zip(series, (VERMILLION, BLUE, GREEN), strict=False))
+    for name, answers in sorted(series.items(), key=lambda item: -len(item[1])):  # the few on top
+        color = colors[name]
+        sent = [at * 1000 for at, _ in answers]
+        answered = [(at + wait) * 1000 for at, wait in answers]
+        heights = [wait * 1e9 for _, wait in answers]
+        ax.hlines(heights, sent, answered, color=color)
+        label = f"{name}: {len(answers):,} answer{'s' * (len(answers) != 1)}"
+        size, alpha = (3.5, 0.5) if len(answers) > 50 else (10, 1)
+        ax.plot(answered, heights, "o", markersize=size, alpha=alpha, color=color, label=label)
+    ax.set(yscale="log", xlabel="time since the search began (ms)", ylabel="wait for an answer")
+    time_axis(ax.yaxis)
+    legend(ax)
+    return ax
+
+
 # --- chapter 01 ---------------------------------------------------------------------------------------------
 
 
@@ -284,7 +324,7 @@ def arrivals(
 
 
 def pipeline_fit(
-    measured: Mapping[float, Mapping[int, float]], lines: Mapping[float, Line], ax: Axes | None = None
+    measured: Mapping[Any, Mapping[int, float]], lines: Mapping[Any, Line], ax: Axes | None = None
 ) -> Axes:
     """Time of a pipeline over its size, for each added delay (ms): dots measured, lines fitted.
 
@@ -326,7 +366,7 @@ def _residuals(ax: Axes) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
 
 
-def speedup_map(times: Mapping[float, Mapping[int, float]], ax: Axes | None = None) -> Axes:
+def speedup_map(times: Mapping[Any, Mapping[int, float]], ax: Axes | None = None) -> Axes:
     """How many times as fast as one by one: a cell for each added delay (ms) and batch size.
 
     `times` gives for each delay the total time of the same commands in batches of each size, size 1 among
@@ -384,4 +424,94 @@ def measured_and_model(
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     legend(ax)
+    return ax
+
+
+# --- chapter 05 ---------------------------------------------------------------------------------------------
+
+
+def traffic(replays: Mapping[str, Replay], ax: Axes | None = None, *, title: str, window: float = 0) -> Axes:
+    """What limiters answered: a row for each, admitted requests above the line, refused ones below it.
+
+    With `window`, every other aligned window is shaded.
+    """
+    ax = new_axes(ax, title=title, height=0.2 + 0.085 * len(replays))
+    last = max(at for replay in replays.values() for at in (*replay.admitted, *replay.refused))
+    _aligned_windows(ax, window, last)
+    for row, replay in enumerate(replays.values()):
+        _answers(ax, replay, row, label=row == 0)
+        ax.text(1.01, row, f"{len(replay.admitted)} of {_total(replay)}", va="center", **_beside(ax))
+    ax.text(1.01, -0.75, "admitted", va="center", **_beside(ax))
+    ax.set_yticks(range(len(replays)), list(replays))
+    ax.set(xlabel="time (s)", ylim=(len(replays) - 0.45, -1.0), xlim=(-0.02 * last, 1.02 * last))
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0, handlelength=1)
+    return ax
+
+
+def _beside(ax: Axes) -> dict[str, Any]:
+    return {"transform": ax.get_yaxis_transform(), "ha": "left"}
+
+
+def _total(replay: Replay) -> int:
+    return len(replay.admitted) + len(replay.refused)
+
+
+def _answers(ax: Axes, replay: Replay, row: float, *, label: bool, height: float = -0.34) -> None:
+    """Admitted requests as lines from the row by `height`, refused ones to the other side."""
+    for name, times, color, side in (
+        ("admitted", replay.admitted, BLUE, 1),
+        ("refused", replay.refused, VERMILLION, -1),
+    ):
+        ax.vlines(times, row, row + side * height, color=color, linewidth=1.5, label=name if label else "")
+    ax.axhline(row, color=GREY, linewidth=0.6)
+
+
+def _aligned_windows(ax: Axes, window: float, last: float) -> None:
+    for n in range(0, math.ceil(last / window) if window else 0, 2):
+        label = f"every other window of {window:g} s" if n == 0 else ""
+        ax.axvspan(n * window, (n + 1) * window, color=GREY, alpha=0.16, linewidth=0, label=label)
+
+
+def held(replay: Replay, ax: Axes | None = None, *, title: str, window: float, limit: int) -> Axes:
+    """How many requests the last `window` seconds held, at each admission; what is too many stands out."""
+    ax = new_axes(ax, title=title)
+    points = replay.held(window)
+    for name, color, chosen in (
+        ("at most the limit", BLUE, [point for point in points if point[1] <= limit]),
+        ("too many", VERMILLION, [point for point in points if point[1] > limit]),
+    ):
+        size = 7 if color == VERMILLION else 4
+        ax.plot(
+            [at for at, _ in chosen], [n for _, n in chosen], "o", color=color, markersize=size, label=name
+        )
+    ax.axhline(limit, color=BLACK, linewidth=1.5, linestyle="--", label="limit")
+    ax.set(xlabel="time (s)", ylabel=f"admitted in the last {window:g} s")
+    ax.set_ylim(bottom=0)
+    legend(ax)
+    return ax
+
+
+def room(
+    replay: Replay,
+    ax: Axes | None = None,
+    *,
+    title: str,
+    limit: int,
+    window: float = 0,
+    ylabel: str = "room left",
+) -> Axes:
+    """What was left to spend over time, and below it which requests were admitted and which refused."""
+    ax = new_axes(ax, title=title, height=0.5)
+    last = max(at for at, _ in replay.room)
+    _aligned_windows(ax, window, last)
+    times, units = [at for at, _ in replay.room], [left for _, left in replay.room]
+    ax.fill_between(times, units, step="post", color=SKY, alpha=0.45, linewidth=0)
+    ax.plot(times, units, drawstyle="steps-post", color=SKY, linewidth=1.5, label=ylabel)
+    _answers(ax, replay, -0.2 * limit, label=True, height=0.13 * limit)
+    ax.set(xlabel="time (s)", ylabel=ylabel, xlim=(-0.02 * last, 1.02 * last))
+    ax.set_ylim(-0.36 * limit, 1.1 * limit)
+    ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= limit])
+    legend(ax, handlelength=1)
     return ax

@@ -18,13 +18,15 @@ from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 import labkit
+from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
 from labkit.rig.model import Line, run_batches
+from labkit.rig.traffic import SHAPES, Clock, replay
 from labkit.show import plot
 
 if TYPE_CHECKING:
     from labkit.rig.proxy import Proxy
 
-__all__ = ["Playground", "pipelining", "png"]
+__all__ = ["Playground", "limiter", "pipelining", "png"]
 
 
 class Playground:
@@ -130,6 +132,41 @@ def pipelining(link: Proxy) -> Playground:
         "batch": ipw.SelectionSlider(
             options=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], value=50, description="batch"
         ),
-        "commands": ipw.IntSlider(200, min=50, max=2000, step=50, description="commands"),
+        "commands": ipw.IntSlider(100, min=50, max=2000, step=50, description="commands"),
     }
     return Playground(controls, draw, name="pipelining", title="how long do these commands take?")
+
+
+def limiter(r: Any, prefix: str = "workbook:05:playground") -> Playground:
+    """Choose algorithm, limit, window and traffic: which requests are admitted, and what is left to spend.
+
+    Each picture is a replay in virtual time on the server of `r`; its keys begin with `prefix` and expire.
+    """
+    kinds = (FixedWindow, SlidingLog, SlidingCounter, TokenBucket, GCRA, NaiveSortedSet)
+
+    def draw(algorithm: str, limit: int, window: float, traffic: str) -> Figure:
+        clock = Clock()
+        name = f"{prefix}:{algorithm}:{limit}:{window:g}"
+        if algorithm == "TokenBucket":
+            made: Any = TokenBucket(r, name, capacity=limit, rate=limit / window, now=clock)
+        else:
+            kind: Any = next(kind for kind in kinds if kind.__name__ == algorithm)
+            made = kind(r, name, limit=limit, window=window, now=clock)
+        times = SHAPES[traffic](limit, window)
+        result = replay(made, clock, times, sample=window / 25, until=4 * window)
+        figure, ax = plot.figure(0.5)
+        most = result.most_in_any(window)
+        title = f"{algorithm}: {result}; at most {most} in any {window:g} s"
+        what = "tokens in the bucket" if algorithm == "TokenBucket" else "room left"
+        plot.room(result, ax, title=title, limit=limit, window=window, ylabel=what)
+        return figure
+
+    controls = {
+        "algorithm": ipw.Dropdown(
+            options=[kind.__name__ for kind in kinds], value="TokenBucket", description="algorithm"
+        ),
+        "traffic": ipw.Dropdown(options=list(SHAPES), value="bursts", description="traffic"),
+        "limit": ipw.IntSlider(10, min=1, max=30, description="limit"),
+        "window": ipw.FloatSlider(1.0, min=0.5, max=3, step=0.5, description="window (s)"),
+    }
+    return Playground(controls, draw, name="limiter", title="which requests does a limiter admit?")

@@ -23,6 +23,18 @@ from labkit.teach.listing import Listing, same_code
 from labkit.teach.timelimit import TimeUp, is_library, limited
 
 
+class Interrupted(KeyboardInterrupt):
+    """The reader interrupted a grade. IPython shows the sentence in place of a stack trace."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the grade was interrupted; nothing of it is kept or left behind. Run the cell again."
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]
+
+
 class Checker:
     """One exercise, ready to grade answers."""
 
@@ -91,12 +103,17 @@ def __dir__() -> list[str]:
 
 
 def grade(exercise: Exercise, answer: Any) -> Verdict:
-    """The verdict on an answer; prints and keeps nothing. KeyboardInterrupt passes, with all cleaned up."""
+    """The verdict on an answer; prints and keeps nothing.
+
+    Raises Interrupted, a KeyboardInterrupt, when the reader interrupts it, with everything cleaned up.
+    """
     if answer is None or answer is Ellipsis or same_code(answer, exercise.stub):
         return Verdict("not attempted")
-    bench = lab.Lab()
-    with lab.no_keys_left() as left:
-        verdict = _run(exercise, _as_asked(exercise, answer), bench)
+    try:
+        with lab.no_keys_left() as left:
+            verdict = _run(exercise, _as_asked(exercise, answer), lab.Lab())
+    except KeyboardInterrupt:
+        raise Interrupted from None
     if left and verdict.state == "correct":
         what = f"it left {len(left)} key{'s' * (len(left) > 1)} on your own Redis (removed now)"
         return Verdict(

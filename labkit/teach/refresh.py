@@ -102,7 +102,8 @@ def execute(chapter: Any, folder: Path, name: str = "notebook") -> None:
             resources={"metadata": {"path": str(folder)}},
         )
         try:
-            runner.execute(env=_environment(home))
+            with (Path(home) / "kernel.log").open("w") as log:
+                runner.execute(env=_environment(home), stderr=log)
         except CellExecutionError as error:
             raise RefreshFailed(
                 f"{name}: {_place(chapter, at)} failed: {error.ename}: {error.evalue}"

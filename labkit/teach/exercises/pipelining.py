@@ -160,7 +160,8 @@ def _check_load(r: redis.Redis, prefix: str, total: int, size: int, answer: Any)
             "ttl", f"{len(without)} of {total} keys have no TTL of an hour", call, "the `ex=` of SET"
         )
     if answer != total:
-        raise Failure("count", f"it returned {answer!r}, and {total} keys were stored", call)
+        what = f"it returned {answer!r}, and {total} keys were stored"
+        raise Failure("count", what, call, "what your counter counts: keys, not batches")
 
 
 def _check_batches(t: Any, total: int, size: int) -> None:
@@ -253,7 +254,8 @@ def _grade_many(get_many: Any, lab: Lab) -> None:
     with lab.tap() as t:
         got = get_many(lab.r, iter(names))
     if not isinstance(got, dict):
-        raise Failure("values", f"it returned a {type(got).__name__}; a dict was asked for", call)
+        what = f"it returned a {type(got).__name__}; a dict was asked for"
+        raise Failure("values", what, call, "dict(zip(names, values))")
     if names[4] not in got:
         raise Failure(
             "missing", "a name without a key is not in the answer", call, "None for what is missing"
@@ -263,11 +265,11 @@ def _grade_many(get_many: Any, lab: Lab) -> None:
             what = f"key {name[-1]!r} holds {expected[name]!r}, and the answer says {got.get(name)!r}"
             raise Failure("values", what, call, "`is None`: an empty string is a value too")
     if list(got) != names:
-        raise Failure("order", f"the answer's order is {[n.rpartition(':')[2] for n in got]}", call)
+        what = f"the answer's order is {[n.rpartition(':')[2] for n in got]}"
+        raise Failure("order", what, call, "what keeps the order (a list, a dict) and what does not (a set)")
     if t.round_trips != 1:
-        raise Failure(
-            "round_trips", f"it took {t.round_trips} round trips for {len(names)} keys; one suffices", call
-        )
+        what = f"it took {t.round_trips} round trips for {len(names)} keys; one suffices"
+        raise Failure("round_trips", what, call, "MGET")
     _check_empty(get_many, lab)
 
 
@@ -276,10 +278,11 @@ def _check_empty(get_many: Any, lab: Lab) -> None:
         try:
             got = get_many(lab.r, [])
         except redis.RedisError as error:
-            raise Failure("empty", f"with no names at all it raises: {error}", "get_many(r, [])") from None
+            what = f"with no names at all it raises: {error}"
+            raise Failure("empty", what, "get_many(r, [])", "an answer before you ask") from None
     if got != {} or t.round_trips:
         what = f"no names: it returned {got!r} after {t.round_trips} round trips; {{}} needs none"
-        raise Failure("empty", what, "get_many(r, [])")
+        raise Failure("empty", what, "get_many(r, [])", "an answer before you ask: {}")
 
 
 # --- count_all: errors inside a batch ----------------------------------------------------------------
@@ -598,7 +601,8 @@ def _check_alone(transfer: Any, lab: Lab) -> None:
         if bank.balances() != expected or bool(answer) != moved:
             what = f"returned {answer!r}, accounts then {bank.balances()}; {moved} and {expected} were due"
             name = "moves" if moved else "refused"
-            raise Failure(name, what, f"transfer of {amount} between accounts that hold {have} and 5")
+            look = "what is done first: the check or the withdrawal"
+            raise Failure(name, what, f"transfer of {amount} from an account of {have} to one of 5", look)
 
 
 def _check_half(transfer: Any, lab: Lab) -> None:
@@ -652,7 +656,8 @@ def _check_overdraft(transfer: Any, lab: Lab) -> None:
             look = "the moment between the check and the change: WATCH before the check, or check in Lua"
             raise Failure("overdraft", f"the account is overdrawn: {have}", call, look)
         if bank.sent >= moment and bool(answer) != (other == 30):
-            raise Failure("moves", f"it returned {answer!r}, and the accounts hold {have} and {other}", call)
+            what = f"it returned {answer!r}, and the accounts hold {have} and {other}"
+            raise Failure("moves", what, call, "what EXEC, or the script, has really done")
 
 
 EXERCISES = (
