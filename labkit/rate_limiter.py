@@ -15,15 +15,15 @@ TokenBucket and GCRA alike:
   as long as its content matters. A name belongs to one limiter; to change limit or window, change the name.
 * SCRIPT FLUSH and a restart of the server are survived: EVALSHA, then EVAL if the script was unknown. Counts
   live in memory: a server that comes back empty has forgotten them and admits afresh.
-* If the server's clock steps back, stored times lie in the future. They then count as at most one window
-  ahead: no more is admitted than without the step, and a refusal lasts at most one window longer because of
-  it. If the clock steps forward, stored times count as old, as if that time had passed.
+* If the server's clock steps back, stored times lie in the future. The next call corrects them to at most one
+  window ahead: no more is admitted than without the step, and a refusal lasts at most one window longer
+  because of it. If the clock steps forward, stored times count as old, as if that time had passed.
 
 Every constructor takes `now=`, a callable that returns seconds (0 or more), in place of the server's clock:
 for tests and virtual time; and `on_error=`, what to answer with Redis down, read-only, full or too slow:
 "raise" the error, "allow" (remaining 0) or "deny" (retry_after 1 s). After a timeout a request may have been
-counted or not. Misuse raises ValueError or TypeError before anything is sent.
-"""
+counted or not, and a client that sends again by itself may count it twice. Misuse raises ValueError or
+TypeError before anything is sent."""
 
 from __future__ import annotations
 
@@ -89,13 +89,15 @@ class _Limiter:
     """
 
     LUA = ""
+    MOST = EXACT // 2  # the highest limit
+    KEEP = 2  # windows for which a key may matter: this one, and one more if the clock steps back
 
     def __init__(
         self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
     ) -> None:
-        self.limit, self.window = _whole("limit", limit, EXACT // 2), window
+        self.limit, self.window = _whole("limit", limit, self.MOST), window
         micros = _micros("window", window)
-        self._prepare(r, name, limit, 3 * micros, (limit, micros), now, on_error)
+        self._prepare(r, name, limit, self.KEEP * micros, (limit, micros), now, on_error)
 
     def _prepare(
         self, r: Any, name: str, most: int, keep: int, own: Any, now: Clock, on_error: OnError
@@ -108,7 +110,7 @@ class _Limiter:
         self._r, self.name, self._most, self._now, self._on_error = r, name, most, now, on_error
         self._sha = hashlib.sha1(self.LUA.encode()).hexdigest()
         # Keys expire by the server's time. Virtual time may pass more slowly: then they stay a minute more.
-        ttl = math.ceil(keep / 1000) + (60_000 if now else 1_000)
+        ttl = math.ceil(keep / 1000) + (1_000 if now is None else 60_000)
         self._own = tuple(map(str, (ttl, *own)))
 
     def hit(self, key: str, cost: int = 1) -> Decision:
@@ -125,7 +127,7 @@ class _Limiter:
         if not isinstance(key, str):
             raise TypeError(f"key is {key!r}; it must be a str")
         args = (1, f"{self.name}:{{{key}}}", sign * cost, *self._own)
-        if self._now:
+        if self._now is not None:
             args += (_micros("now()", self._now(), 0, 4e9),)
         try:
             try:
@@ -172,9 +174,11 @@ class SlidingLog(_Limiter):
     """At most `limit` in every window (t - window, t], whatever t is: the exact answer.
 
     Stores the time of each admitted unit in a list, oldest first: some 11 bytes an entry (a sorted set takes
-    90 to 110), `limit` entries at most. Work: O(log n) to find what has left the window, O(cost) to add.
+    90 to 110), `limit` entries at most, which may be a million. Work: O(log n) to find what has left the
+    window, O(cost) to add.
     """
 
+    MOST = 1_000_000
     # ARGV[3] limit, ARGV[4] window in µs. The key holds the times, oldest first.
     LUA = """
     local time = redis.call('TIME')
@@ -215,6 +219,7 @@ class SlidingCounter(_Limiter):
     limit · window in µs may be at most 2^53: 100,000 a day is possible, a million a day is not.
     """
 
+    KEEP = 3
     # ARGV[3] limit, ARGV[4] window in µs. The key holds "n current previous".
     LUA = """
     local time = redis.call('TIME')

@@ -279,25 +279,12 @@ def hammer(url: str, kind: str, limit: int, window: float, seconds: float) -> Ge
 
     from labkit import rate_limiter
     from labkit.rig.connection import client
+    from labkit.rig.traffic import noting
 
-    r = client(url)
-    original = getattr(rate_limiter, kind)
-    noting = """
-        local time = redis.call('TIME')
-        local now = string.format('%.0f', time[1] * 1000000 + time[2])
-        table.insert(ARGV, now)
-        local answer = (function() BODY end)()
-        if type(answer) == 'number' then redis.call('RPUSH', 'noted', now) end
-        return answer
-    """.replace("BODY", original.LUA)
-    noted = type(kind, (original,), {"LUA": noting})
-    size = (
-        {"capacity": limit, "rate": limit / window}
-        if kind == "TokenBucket"
-        else {"limit": limit, "window": window}
-    )
-    limiter = noted(r, "hammered", **size)
-    r.ping()
+    size: dict[str, Any] = {"limit": limit, "window": window}
+    if kind == "TokenBucket":
+        size = {"capacity": limit, "rate": limit / window}
+    limiter = noting(getattr(rate_limiter, kind), "noted")(client(url), "hammered", **size)
     yield
     end, calls = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -526,6 +513,8 @@ class TestMisuse:
             SlidingLog(None, "n", limit=10, window=1).hit("k", cost)
 
     def test_the_rest(self) -> None:
+        with pytest.raises(ValueError, match="limit is 2,000,000; it must be from 1 to 1,000,000"):
+            SlidingLog(None, "n", limit=2_000_000, window=1)
         with pytest.raises(ValueError, match="burst is 0; it must be from 1 to"):
             GCRA(None, "n", limit=1, window=1, burst=0)
         with pytest.raises(ValueError, match=r"limit is 2,000,000; it must be from 1 to 1,000,000"):

@@ -91,15 +91,23 @@ def discard_server() -> None:
 
 @contextlib.contextmanager
 def no_keys_left() -> Iterator[list[str]]:
-    """Keys of the workbook that appear on the reader's Redis meanwhile are removed, and listed at the end."""
-    left: list[str] = []
-    before = _keys(connection.last)
-    try:
-        yield left
-    finally:
-        left += sorted(_keys(connection.last) - before)
-        for key in left:
-            connection.last.unlink(key)  # type: ignore[union-attr]
+    """Keys of the workbook that meanwhile this process writes to the reader's Redis are removed, and listed.
+
+    Only what went over the reader's own client counts: another kernel may be at work on the same server.
+    """
+    from labkit.rig.wire import tap
+
+    r, left = connection.last, list[str]()
+    before = _keys(r)
+    with contextlib.ExitStack() as stack:
+        tape = stack.enter_context(tap(r)) if r is not None else None
+        try:
+            yield left
+        finally:
+            named = {word for exchange in tape.commands for word in exchange.command} if tape else set()
+            left += sorted(named & (_keys(r) - before))
+            for key in left:
+                r.unlink(key)  # type: ignore[union-attr]
 
 
 def _keys(r: Any) -> set[str]:

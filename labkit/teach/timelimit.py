@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import random
 import signal
 import sys
 import threading
@@ -16,7 +17,11 @@ KNOCK = 0.25
 """Seconds from one attempt to break the code off to the next."""
 
 PATIENT = 3
-"""So many attempts may be swallowed; then every `try` of the code loses its effect."""
+"""So many attempts may be swallowed; then they come thousands of times a second, at random moments.
+
+A loop around `try: … except: pass` is inside its `try` most of the time, but not all of it: soon one of them
+meets it outside.
+"""
 
 
 class TimeUp(BaseException):
@@ -31,8 +36,8 @@ def limited(seconds: float, work: Callable[[], None], unblock: Callable[[], None
     """Run `work()`; after `seconds` it is broken off, and TimeUp is raised here.
 
     In the main thread a timer signal does it, wherever Python code is, in a socket read too. Code that
-    swallows TimeUp (`except:` in an endless loop) meets it again, and at last its `try` has no
-    effect. In another thread, as in a widget's callback, TimeUp is put into the thread, after `unblock()`,
+    swallows TimeUp (`except:` in an endless loop) meets it again and again, until it meets it outside of its
+    `try`. In another thread, as in a widget's callback, TimeUp is put into the thread, after `unblock()`,
     which must end its reads; there, code that swallows it is not stopped. Code in C that does not return to
     Python, a huge `sum(range(...))`, is broken off when it returns.
     """
@@ -49,7 +54,6 @@ class _Alarm:
         self.seconds = seconds
         self.first: traceback.StackSummary | None = None
         self.knocks = 0
-        self.blanked: dict[int, tuple[bytes, bytes]] = {}
 
     def run(self, work: Callable[[], None]) -> None:
         self.guard: FrameType | None = sys._getframe()
@@ -60,8 +64,6 @@ class _Alarm:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-            for table, copy in self.blanked.values():
-                _overwrite(table, copy)
             self.guard = None
         if self.first:
             raise TimeUp(self.first)
@@ -75,30 +77,12 @@ class _Alarm:
         self.knocks += 1
         self.first = self.first or traceback.extract_stack(frame)
         if self.knocks > PATIENT:
-            self._disarm(frame)
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 200e-6), KNOCK)
         raise TimeUp(self.first)
-
-    def _disarm(self, frame: FrameType) -> None:
-        """Take the effect from every `try` that the code is in, until it has ended.
-
-        CPython looks up where an exception goes in a table of the code object. Overwritten with entries of
-        length 0, the table catches nothing; `run` puts it back. Libraries keep theirs, and clean up.
-        """
-        while frame is not self.guard and frame.f_back is not None:
-            table = frame.f_code.co_exceptiontable
-            if len(table) > 1 and id(table) not in self.blanked and not is_library(frame.f_code.co_filename):
-                self.blanked[id(table)] = (table, bytes(bytearray(table)))
-                _overwrite(table, b"\x80" * len(table))
-            frame = frame.f_back
 
 
 def _in_finalizer(frame: FrameType) -> bool:
     return any(inner.f_code.co_name == "__del__" for inner, _ in traceback.walk_stack(frame))
-
-
-def _overwrite(table: bytes, content: bytes) -> None:
-    """Write into a bytes object of CPython, in place."""
-    ctypes.memmove(id(table) + bytes.__basicsize__ - 1, content, len(content))
 
 
 def is_library(file: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 from unittest import mock
@@ -163,17 +163,30 @@ def _grade_boundary(kind: Any, lab: Lab) -> None:
     clock = Clock(1000 * WINDOW)
     start = clock.at
 
-    def run(times: Iterable[float], key: str = "alice") -> Replay:
+    def run(times: Iterable[float]) -> Replay:
         name = lab.key("limiter")
-        admitted: list[float] = []
-        refused: list[float] = []
         limiter = kind(lab.r, name, LIMIT, WINDOW, clock)
+        answers: dict[bool, list[float]] = {True: [], False: []}
         for at in times:
             clock.at = start + at
-            (admitted if limiter.hit(key) else refused).append(at)
+            answers[bool(limiter.hit("alice"))].append(at)
         _check_ttl(lab, name)
-        return Replay(tuple(admitted), tuple(refused))
+        return Replay(tuple(answers[True]), tuple(answers[False]))
 
+    _check_at_once(run)
+    for gap in (1.0, 20.0):
+        late, early = at_once(LIMIT, at=WINDOW - 2, spread=1), at_once(LIMIT, at=WINDOW + gap, spread=1)
+        _check_windows(run(late + early))
+    _check_steady(run)
+    for seed in range(3):
+        _check_windows(run(at_random(3 * LIMIT / WINDOW, seconds=4 * WINDOW, seed=seed)))
+    _check_two_keys(kind(lab.r, lab.key("limiter"), LIMIT, WINDOW, clock))
+
+
+Run = Callable[[Iterable[float]], Replay]
+
+
+def _check_at_once(run: Run) -> None:
     first = run(at_once(LIMIT, at=1, spread=1))
     if first.refused:
         raise Failure(
@@ -190,22 +203,19 @@ def _grade_boundary(kind: Any, lab: Lab) -> None:
             f"limit {LIMIT}: {same} of {3 * LIMIT} at t = 7 s",
             "what makes an entry of your record unique",
         )
-    for gap in (1.0, 20.0):
-        _check_windows(
-            run([*at_once(LIMIT, at=WINDOW - 2, spread=1), *at_once(LIMIT, at=WINDOW + gap, spread=1)])
-        )
-    hammering = run(steady(1, seconds=3 * WINDOW))
-    if not [at for at in hammering.admitted if at > WINDOW]:
+
+
+def _check_steady(run: Run) -> None:
+    """A client that keeps trying."""
+    result = run(steady(1, seconds=3 * WINDOW))
+    if result.admitted[-1] <= WINDOW:
         raise Failure(
             "refused",
             "a client that keeps trying is refused for ever",
-            f"a request a second for {3 * WINDOW:g} s: {hammering}, the last at {hammering.admitted[-1]:g} s",
+            f"a request a second for {3 * WINDOW:g} s: {result}, the last at {result.admitted[-1]:g} s",
             "whether a refused request leaves a trace",
         )
-    _check_windows(hammering)
-    for seed in range(3):
-        _check_windows(run(at_random(3 * LIMIT / WINDOW, seconds=4 * WINDOW, seed=seed)))
-    _check_two_keys(kind(lab.r, lab.key("limiter"), LIMIT, WINDOW, clock))
+    _check_windows(result)
 
 
 def _check_windows(result: Replay) -> None:
@@ -598,8 +608,8 @@ EXERCISES = (
         name="boundary",
         title="No window holds more than the limit",
         statement="Write a limiter that does not let twice the limit through at the edge of a window: in "
-        "**any** `window` seconds at most `limit` requests of a key are admitted, and as many as that"
-        " allows. Refused requests do not count. Every key has a TTL. `now()` tells the time.",
+        "**any** `window` seconds at most `limit` requests of a key are admitted, and as many as "
+        "that allows. Refused requests do not count. Every key has a TTL. `now()` tells the time.",
         answer="MyLimiter",
         stub=BOUNDARY_STUB.strip(),
         hints=(
@@ -615,14 +625,14 @@ EXERCISES = (
         stem="rate_limiter",
         name="one_trip",
         title="One atomic round trip on the server's clock",
-        statement="`INCR` and then `EXPIRE` is two round trips, and a crash in between leaves a key that never "
-        "expires. Write a fixed window that takes one round trip, uses nobody's clock but the "
-        "server's, survives `SCRIPT FLUSH`, and also works for windows under a second.",
+        statement="`INCR` and then `EXPIRE` is two round trips, and a crash in between leaves a key that "
+        "never expires. Write a fixed window that takes one round trip, uses nobody's clock but "
+        "the server's, survives `SCRIPT FLUSH`, and also works for windows under a second.",
         answer="hit",
         stub=TRIP_STUB.strip(),
         hints=(
             "A script runs without anything in between: r.eval(lua, 1, key, …).",
-            "The server keeps a clock for you: a key with a TTL ends by itself. Who may set the TTL, and when?",
+            "The server keeps a clock for you: a key with a TTL ends by itself. Who may set it, and when?",
             "PEXPIRE takes milliseconds. EXPIRE 0 deletes the key.",
         ),
         reference=TRIP.strip(),
@@ -634,9 +644,9 @@ EXERCISES = (
         stem="rate_limiter",
         name="honest",
         title="A retry_after that is honest",
-        statement="Write the token bucket in plain Python. A refused call says after how many seconds the same "
-        "call would be admitted: never too early, and no later than need be (a microsecond of "
-        "rounding is fine).",
+        statement="Write the token bucket in plain Python. A refused call says after how many seconds the "
+        "same call would be admitted: never too early, and no later than need be (a microsecond "
+        "of rounding is fine).",
         answer="Bucket",
         stub=HONEST_STUB.strip(),
         hints=(

@@ -1,0 +1,130 @@
+"""labkit.rig.traffic: replays in virtual time, and the pictures and the playground that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labkit.rate_limiter import FixedWindow, SlidingLog, TokenBucket
+from labkit.rig.server import Server
+from labkit.rig.traffic import SHAPES, Clock, Replay, at_once, at_random, noting, replay, steady
+from labkit.show import plot, widgets
+
+
+@pytest.fixture(scope="module")
+def r() -> Iterator[redis.Redis]:
+    with Server() as server, server.client() as r:
+        yield r
+
+
+class EveryOther:
+    """A limiter that admits every second request, and notes when it was asked."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.hits, self.peeks = clock, list[float](), list[float]()
+
+    def hit(self, key: str) -> Any:
+        self.hits.append(self.clock())
+        return type("Answer", (), {"allowed": len(self.hits) % 2 == 1, "remaining": len(self.hits)})
+
+    def peek(self, key: str) -> Any:
+        self.peeks.append(self.clock())
+        return type("Answer", (), {"allowed": True, "remaining": -1})
+
+
+def test_a_replay_hits_at_each_time_in_order() -> None:
+    clock = Clock()
+    limiter = EveryOther(clock)
+    result = replay(limiter, clock, [3.0, 1.0, 2.0, 2.0])
+    assert limiter.hits == [1.0, 2.0, 2.0, 3.0]
+    assert (result.admitted, result.refused) == ((1.0, 2.0), (2.0, 3.0))
+    assert repr(result) == "2 admitted, 2 refused"
+
+
+def test_with_a_sample_it_also_asks_what_is_left() -> None:
+    clock = Clock()
+    limiter = EveryOther(clock)
+    result = replay(limiter, clock, [0.3], sample=0.25, until=1)
+    assert limiter.peeks == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert result.room == ((0.0, -1), (0.25, -1), (0.3, 1), (0.5, -1), (0.75, -1), (1.0, -1))
+
+
+@given(times=st.lists(st.integers(0, 4_000_000).map(lambda micros: micros / 1e6), max_size=40))
+def test_held_counts_each_half_open_window(times: list[float]) -> None:
+    result = Replay(tuple(sorted(times)), ())
+    for at, held in result.held(0.5):
+        inside = [t for t in times if round(at * 1e6) - 500_000 < round(t * 1e6) <= round(at * 1e6)]
+        assert held <= len(inside)
+    most = max((sum(t <= s < t + 0.5 - 1e-9 for s in times) for t in times), default=0)
+    assert result.most_in_any(0.5) == most
+
+
+def test_replays_of_one_limiter_do_not_meet(r: redis.Redis) -> None:
+    clock = Clock()
+    log = SlidingLog(r, "fresh", limit=3, window=1, now=clock)
+    assert [repr(replay(log, clock, [1.0] * 5)) for _ in range(3)] == ["3 admitted, 2 refused"] * 3
+
+
+def test_traffic_has_the_asked_shape() -> None:
+    assert steady(4, seconds=1, start=2) == [2.0, 2.25, 2.5, 2.75]
+    assert at_once(2, at=1) == [1.0, 1.0]
+    crowd = at_random(50, seconds=20)
+    assert crowd == sorted(at_random(50, seconds=20)) != at_random(50, seconds=20, seed=6)
+    assert 900 < len(crowd) < 1100 and crowd[0] > 0 and crowd[-1] < 20
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_named_traffic_asks_for_more_than_the_limit_within_four_windows(shape: str) -> None:
+    times = SHAPES[shape](10, 2.0)
+    assert Replay(tuple(sorted(times)), ()).most_in_any(2.0) > 10
+    assert min(times) >= 0 and max(times) < 4 * 2.0
+
+
+def test_noting_writes_down_the_very_time_of_each_admission(r: redis.Redis) -> None:
+    limiter = noting(SlidingLog, "notes")(r, "noted", limit=3, window=60)
+    answers = [limiter.hit("k") for _ in range(5)]
+    assert [answer.allowed for answer in answers] == [True] * 3 + [False] * 2
+    assert r.lrange("notes", 0, -1) == r.lrange("noted:{k}", 0, -1)
+    assert type(limiter).__name__ == "SlidingLog"
+
+
+def test_the_pictures_show_what_was_replayed(r: redis.Redis) -> None:
+    clock = Clock()
+    fixed = FixedWindow(r, "pictures", limit=10, window=1, now=clock)
+    edge = replay(fixed, clock, SHAPES["a burst at a window's edge"](10, 1.0), sample=0.1, until=4)
+    ax: Any = plot.traffic({"fixed": edge, "again": edge}, title="two", window=1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fixed", "again"]
+    assert "20 of 20" in [text.get_text() for text in ax.texts]
+    ax = plot.held(edge, title="held", window=1, limit=10)
+    fine, too_many, limit = ax.get_lines()
+    assert (len(fine.get_xdata()), len(too_many.get_xdata())) == (10, 10)
+    assert list(limit.get_ydata()) == [10, 10]
+    ax = plot.room(edge, title="room", limit=10, window=1)
+    assert max(ax.get_lines()[0].get_ydata()) == 10
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_playground_draws_every_algorithm(r: redis.Redis, shape: str) -> None:
+    playground = widgets.limiter(r)
+    playground.controls["traffic"].value = shape
+    pictures = set()
+    for algorithm in playground.controls["algorithm"].options:
+        playground.controls["algorithm"].value = algorithm
+        assert playground.error is None and playground.status.value.startswith("drawn: algorithm ")
+        pictures.add(playground.picture.value)
+    assert len(pictures) >= 3
+    assert all(0 < r.ttl(key) <= 100 for key in r.scan_iter("workbook:05:playground*"))
+
+
+def test_the_bucket_starts_full_and_is_drawn_the_same_twice(r: redis.Redis) -> None:
+    clock = Clock()
+    shots = []
+    for name in ("one", "two"):
+        bucket = TokenBucket(r, name, capacity=5, rate=5, now=clock)
+        shots.append(replay(bucket, clock, SHAPES["bursts"](5, 1.0), sample=0.2, until=4))
+    assert shots[0] == shots[1] and shots[0].room[0] == (0.0, 5)
