@@ -39,6 +39,7 @@ from redis import exceptions
 OnError = Literal["raise", "allow", "deny"]
 Clock = Callable[[], float] | None
 EXACT = 2**53  # up to here Lua's numbers are exact
+LATEST = 4_000_000_000  # seconds, in the year 2096: times beyond are refused
 LONGEST = 1e9  # seconds, the longest window: times and sums of them stay below 2^53 µs until the year 2090
 DOWN = (
     exceptions.ConnectionError,
@@ -128,7 +129,7 @@ class _Limiter:
             raise TypeError(f"key is {key!r}; it must be a str")
         args = (1, f"{self.name}:{{{key}}}", sign * cost, *self._own)
         if self._now is not None:
-            args += (_micros("now()", self._now(), 0, 4e9),)
+            args += (_micros("now()", self._now(), 0, LATEST),)
         try:
             try:
                 answer = self._r.execute_command("EVALSHA", self._sha, *args)
@@ -147,27 +148,35 @@ class FixedWindow(_Limiter):
     """At most `limit` in each window [n·window, (n+1)·window) of the server's Unix time.
 
     Promises only these aligned windows. `limit` at the end of one and `limit` at the start of the next are
-    both admitted, so a window that lies across the edge may hold 2 · limit. Stores one short string.
+    both admitted, so a window that lies across the edge may hold 2 · limit. Stores one number. `limit` may be
+    at most twice the window in µs: two million a second, or 172,800,000,000 a day.
     """
 
-    # ARGV[3] limit, ARGV[4] window in µs. The key holds "n count".
+    # ARGV[3] limit, ARGV[4] window in µs. The key holds n · (limit + 1) + count: one number, so INCRBY counts.
     LUA = """
     local time = redis.call('TIME')
     local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
     local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
-    local n = math.floor(now / window)
-    local stored, count = string.match(redis.call('GET', KEYS[1]) or '-1 0', '(%S+) (%d+)')
-    local ahead = stored - n
-    if ahead < 0 then count = 0 elseif ahead > 0 then n = n + 1 end  -- ahead: the clock stepped back
-    local save, wait = ahead > 1, 0
+    local n, held, size = math.floor(now / window), tonumber(redis.call('GET', KEYS[1])) or 0, limit + 1
+    local stored, count = math.floor(held / size), held % size
+    if stored < n then count = 0 elseif stored > n then n = n + 1 end  -- stored > n: the clock stepped back
+    local save, wait = stored > n, 0
     if count + cost > limit then
         wait = (n + 1) * window - now
     elseif tonumber(ARGV[1]) > 0 then
         count, save = count + cost, true
     end
-    if save then redis.call('SET', KEYS[1], string.format('%d %d', n, count), 'PX', ARGV[2]) end
+    if save and stored == n then redis.call('INCRBY', KEYS[1], cost)  -- keeps the TTL of the first
+    elseif save then redis.call('SET', KEYS[1], string.format('%d', n * size + count), 'PX', ARGV[2]) end
     return wait > 0 and {math.max(0, limit - count), wait} or limit - count
     """
+
+    def __init__(
+        self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
+    ) -> None:
+        windows = LATEST * 1_000_000 // _micros("window", window) + 2
+        _whole("limit", limit, EXACT // windows - 1)
+        super().__init__(r, name, limit=limit, window=window, now=now, on_error=on_error)
 
 
 class SlidingLog(_Limiter):

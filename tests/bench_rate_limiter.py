@@ -70,7 +70,7 @@ def limits_rows(r: Any, url: str, limit: int, window: int) -> list[Row]:
         (
             "FixedWindowRateLimiter",
             "fixed window",
-            "window from the first hit, whole s; one script; refused hits count",
+            "weaker: refused hits count, whole s from the first hit; one script",
         ),
         ("MovingWindowRateLimiter", "log", "client's clock; one script"),
         ("SlidingWindowCounterRateLimiter", "counter", "server's ms by TTLs; one script"),
@@ -130,7 +130,7 @@ def throttled_rows(r: Any, limit: int, window: int) -> list[Row]:
         (
             "fixed_window",
             "fixed window",
-            "client's whole s; INCRBY, then EXPIRE: a crash between leaves no TTL",
+            "weaker: INCRBY, then EXPIRE: a crash between leaves no TTL; client's whole s",
         ),
         ("sliding_window", "counter", "client's ms; one script; two keys"),
         ("token_bucket", "bucket", "server's whole s; one script"),

@@ -118,10 +118,10 @@ def test_the_playground_measures_and_does_not_run_for_ever(link: Proxy) -> None:
     assert batches.get_width() > 5 * MS
     long = playground.draw(delay=20.0, batch=1000, commands=2000)
     assert "not run" in long.axes[0].texts[0].get_text()
-    playground.controls["commands"].value = 100
+    playground.controls["commands"].value = 150
     assert playground.status.value.startswith("drawn:") and playground.picture.value[:4] == b"\x89PNG"
     link.close()
-    playground.controls["commands"].value = 150
+    playground.controls["commands"].value = 200
     assert "closed" in playground.status.value
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
 
 from labkit.rate_limiter import FixedWindow, SlidingLog, TokenBucket
 from labkit.rig.server import Server
@@ -20,6 +21,12 @@ from labkit.show import plot, widgets
 def r() -> Iterator[redis.Redis]:
     with Server() as server, server.client() as r:
         yield r
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left() -> Iterator[None]:
+    yield
+    pyplot.close("all")
 
 
 class EveryOther:
@@ -55,6 +62,7 @@ def test_with_a_sample_it_also_asks_what_is_left() -> None:
 
 
 @given(times=st.lists(st.integers(0, 4_000_000).map(lambda micros: micros / 1e6), max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_held_counts_each_half_open_window(times: list[float]) -> None:
     result = Replay(tuple(sorted(times)), ())
     for at, held in result.held(0.5):

@@ -68,3 +68,18 @@ def run_batches(r: Any, commands: int, b: int, key: str = "workbook:02:playgroun
             pipe.get(key)
         pipe.execute()
     return perf_counter_ns() - begin
+
+
+def measured_and_expected(
+    r: Any, model: Line, commands: int, b: int, budget: float = 1.5e9
+) -> tuple[float | None, float]:
+    """The time in ns that so many GETs in pipelines of b take here, and the time that the model expects.
+
+    The faster of two runs where both fit into the budget (ns); None, not run at all, where the first would
+    not.
+    """
+    expected = model.total(commands, b)
+    if expected > budget:
+        return None, expected
+    runs = 2 if 2 * expected < budget else 1
+    return min(run_batches(r, commands, b) for _ in range(runs)), expected

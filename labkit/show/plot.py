@@ -343,7 +343,8 @@ def pipeline_fit(
         ax.set_title(title)
     for color, (ms, points) in zip(PALETTE, measured.items(), strict=False):
         sizes = list(points)
-        ax.plot(sizes, [lines[ms].at(b) for b in points], color=color, label=f"{ms:g} ms")
+        smooth = [sizes[0] * (sizes[-1] / sizes[0]) ** (step / 60) for step in range(61)]
+        ax.plot(smooth, [lines[ms].at(b) for b in smooth], color=color, label=f"{ms:g} ms")
         ax.plot(sizes, list(points.values()), "o", color=color)
         if below is not None:
             off = lines[ms].residuals(points)
@@ -512,6 +513,7 @@ def room(
     _answers(ax, replay, -0.2 * limit, label=True, height=0.13 * limit)
     ax.set(xlabel="time (s)", ylabel=ylabel, xlim=(-0.02 * last, 1.02 * last))
     ax.set_ylim(-0.36 * limit, 1.1 * limit)
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= limit])
     legend(ax, handlelength=1)
     return ax

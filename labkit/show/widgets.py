@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import labkit
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
-from labkit.rig.model import Line, run_batches
+from labkit.rig.model import Line, measured_and_expected, run_batches
 from labkit.rig.traffic import SHAPES, Clock, replay
 from labkit.show import plot
 
@@ -109,18 +109,14 @@ def pipelining(link: Proxy) -> Playground:
     run, and the picture says so.
     """
     r = link.client()
-    link.delay(0)
-    base = Line.fit({b: min(run_batches(r, b, b) for _ in range(5)) for b in (1, 300)})
+    link.delay(2)
+    line = Line.fit({b: min(run_batches(r, b, b) for _ in range(7)) for b in (1, 300)})
 
     def draw(delay: float, batch: int, commands: int) -> Figure:
         link.delay(delay)
-        model = Line(base.fixed + delay * 1e6, base.each)
+        model = Line(line.fixed + (delay - 2) * 1e6, line.each)
         ways = {"one by one": 1, f"batches of {batch}": batch}
-        totals = {name: model.total(commands, b) for name, b in ways.items()}
-        rows = {
-            name: (run_batches(r, commands, b) if totals[name] < 1.5e9 else None, totals[name])
-            for name, b in ways.items()
-        }
+        rows = {name: measured_and_expected(r, model, commands, b) for name, b in ways.items()}
         figure, ax = plot.figure(0.36)
         trips = -(-commands // batch)
         title = f"{commands:,} GETs, {delay:g} ms away: {commands:,} waits, or {trips:,}"
