@@ -157,7 +157,7 @@ class FixedWindow(_Limiter):
     local time = redis.call('TIME')
     local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
     local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
-    local n, held, size = math.floor(now / window), tonumber(redis.call('GET', KEYS[1])) or 0, limit + 1
+    local n, held, size = math.floor(now / window), tonumber(redis.call('GET', KEYS[1])) or -1, limit + 1
     local stored, count = math.floor(held / size), held % size
     if stored < n then count = 0 elseif stored > n then n = n + 1 end  -- stored > n: the clock stepped back
     local save, wait = stored > n, 0
@@ -235,8 +235,8 @@ class SlidingCounter(_Limiter):
     local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]
     local cost, limit, window = math.abs(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local n = math.floor(now / window)
-    local state = redis.call('GET', KEYS[1]) or '-2 0 0'
-    local stored, current, previous = string.match(state, '(%S+) (%d+) (%d+)')
+    local held = redis.call('GET', KEYS[1]) or '-2 0 0'
+    local stored, current, previous = string.match(held, '(%S+) (%d+) (%d+)')
     local ahead = stored - n
     if ahead == -1 then current, previous = 0, current
     elseif ahead < -1 then current, previous = 0, 0
@@ -251,9 +251,9 @@ class SlidingCounter(_Limiter):
     elseif tonumber(ARGV[1]) > 0 then
         current, room, save = current + cost, room - cost * window, true
     end
-    if save then
-        redis.call('SET', KEYS[1], string.format('%d %d %d', n, current, previous), 'PX', ARGV[2])
-    end
+    local state = save and string.format('%d %d %d', n, current, previous)
+    if save and ahead == 0 then redis.call('SET', KEYS[1], state, 'KEEPTTL')  -- that of the window's first
+    elseif save then redis.call('SET', KEYS[1], state, 'PX', ARGV[2]) end
     return wait > 0 and {math.max(0, math.floor(room / window)), wait} or math.floor(room / window)
     """
 

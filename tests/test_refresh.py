@@ -18,9 +18,7 @@ from labkit.teach.refresh import RefreshFailed, refresh
 def _notebook(path: Path, *sources: str, tags: dict[int, str] | None = None) -> Path:
     cells: list[Any] = [new_markdown_cell("# 99 · A test", id="title")]  # type: ignore[no-untyped-call]
     for i, source in enumerate(sources):
-        metadata = (
-            {"tags": [(tags or {})[i]], "scrolled": True} if i in (tags or {}) else {"collapsed": True}
-        )
+        metadata = {"tags": [(tags or {})[i]], "scrolled": True} if i in (tags or {}) else {"collapsed": True}
         cells.append(new_code_cell(source, id=f"cell-{i}", metadata=metadata))  # type: ignore[no-untyped-call]
     chapter = new_notebook(
         cells=cells, metadata={"widgets": {}, "language_info": {"name": "python", "version": "3.1"}}
