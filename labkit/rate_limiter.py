@@ -152,7 +152,7 @@ class FixedWindow(_Limiter):
     at most twice the window in µs: two million a second, or 172,800,000,000 a day.
     """
 
-    # ARGV[3] limit, ARGV[4] window in µs. The key holds n · (limit + 1) + count: one number, so INCRBY counts.
+    # ARGV[3] limit, ARGV[4] window in µs. The key holds n · (limit + 1) + count, so that INCRBY counts.
     LUA = """
     local time = redis.call('TIME')
     local now = tonumber(ARGV[5]) or time[1] * 1000000 + time[2]

@@ -17,7 +17,8 @@ from redis.exceptions import ConnectionError, MaxConnectionsError, TimeoutError
 
 import labkit
 from labkit.rig import connection
-from labkit.rig.connection import RedisUnavailable, client, supports, workbook_password
+from labkit.rig.client import client
+from labkit.rig.connection import RedisUnavailable, supports, workbook_password
 from labkit.rig.server import Server, ServerFailed
 
 

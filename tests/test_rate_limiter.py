@@ -280,7 +280,7 @@ def hammer(url: str, kind: str, limit: int, window: float, seconds: float) -> Ge
     import time
 
     from labkit import rate_limiter
-    from labkit.rig.connection import client
+    from labkit.rig.client import client
     from labkit.rig.traffic import noting
 
     size: dict[str, Any] = {"limit": limit, "window": window}

@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+from labkit.rig.client import client
 from labkit.rig.link import Link
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ class Proxy:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client through the link, with the server's credentials and the defaults of `labkit.connect()`."""
-        from labkit.rig.connection import client
-
         return client(self.url, **options)
 
     def delay(self, ms: float, jitter: float = 0) -> None:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit import LabkitError
 from labkit.rig import watchdog
+from labkit.rig.client import client
 
 if TYPE_CHECKING:
     import redis
@@ -177,8 +178,6 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A new client, with the same defaults as `labkit.connect()`; options as for `redis.Redis`."""
-        from labkit.rig.connection import client
-
         return client(self.url, **options)
 
     def start(self, timeout: float = 30) -> Server:

@@ -132,9 +132,10 @@ retry = Exercise(
     title="few attempts, spread out, and an end",
     statement="""Write `retry(call, attempts, base, cap, sleep, uniform)`: it returns what `call()`
 returns. Here `redis.ConnectionError` means that the connection was refused, so nobody took the
-command: when `call()` raises it, pause and call again, at most `attempts` times in all, then raise the last error. The first pause is drawn between
-0 and `base` seconds, and the limit doubles each time, but never exceeds `cap`. Draw with
-`uniform(low, high)`, pause with `sleep(seconds)`. Every other error goes to the caller at once.""",
+command: when `call()` raises it, pause and call again, at most `attempts` times in all, then raise
+the last error. The first pause is drawn between 0 and `base` seconds, and the limit doubles each
+time, but never exceeds `cap`. Draw with `uniform(low, high)`, pause with `sleep(seconds)`. Every
+other error goes to the caller at once.""",
     answer="retry",
     stub='''import random
 import time
