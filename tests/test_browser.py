@@ -63,13 +63,15 @@ STATE = """() => {
 CLEAR = "() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')"
 FIND = """async (name) => {
   const notebook = window.jupyterapp.shell.currentWidget.content;
-  for (let i = 0; i < notebook.model.cells.length; i++) {
-    await notebook.scrollToItem(i, 'start');
-    await new Promise(done => setTimeout(done, 30));
+  const cells = Array.from(notebook.model.cells);
+  const at = cells.findIndex(c => c.type === 'code' && c.sharedModel.source.includes(`widgets.${name}(`));
+  for (let tries = 0; at >= 0 && tries < 100; tries++) {
+    await notebook.scrollToItem(at, 'start');
+    await new Promise(done => setTimeout(done, 200));
     const found = document.querySelector(`.labkit-${name} .labkit-picture`);
-    if (found && found.naturalWidth) { found.scrollIntoView({block: 'center'}); return i; }
+    if (found && found.naturalWidth) { found.scrollIntoView({block: 'center'}); return true; }
   }
-  return -1;
+  return false;
 }"""
 ASK_KERNEL = """async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -181,7 +183,7 @@ def test_a_playground_follows_the_keyboard(browser: Any, lab: str, chapter: str,
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(30_000)
     open_and_run(page, lab, chapter)
-    assert page.evaluate(FIND, name) >= 0, f"no playground .labkit-{name} in {chapter}"
+    assert page.evaluate(FIND, name), f"no playground .labkit-{name} in {chapter}"
     box, status = page.locator(f".labkit-{name}"), page.locator(f".labkit-{name} .labkit-status")
     picture = page.locator(f".labkit-{name} .labkit-picture")
     page.wait_for_timeout(500)

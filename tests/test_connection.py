@@ -33,6 +33,7 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without REDIS_URL and without the container."""
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setattr(connection, "CONTAINER", ("127.0.0.1", dead_port()))
+    monkeypatch.setattr(connection, "last", None)
 
 
 def dead_port() -> int:

@@ -40,6 +40,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_moved_control_changes_the_picture(playground: Playground) -> None:
+    pyplot.close("all")
     playground.refresh()
     before = bytes(playground.picture.value)
     assert before.startswith(PNG)

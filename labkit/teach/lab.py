@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from labkit import PREFIX
 from labkit.rig import connection
@@ -99,20 +99,24 @@ def no_keys_left() -> Iterator[list[str]]:
 
     r, left = connection.last, list[str]()
     before = _keys(r)
-    with contextlib.ExitStack() as stack:
-        tape = stack.enter_context(tap(r)) if r is not None else None
+    if before is None:  # there is no such server, or it is gone
+        yield left
+        return
+    with tap(r) as tape:
         try:
             yield left
         finally:
-            named = {word for exchange in tape.commands for word in exchange.command} if tape else set()
-            left += sorted(named & (_keys(r) - before))
+            named = {word for exchange in tape.commands for word in exchange.command}
+            left += sorted(named & ((_keys(r) or set()) - before))
             for key in left:
                 r.unlink(key)  # type: ignore[union-attr]
 
 
-def _keys(r: Any) -> set[str]:
+def _keys(r: Any) -> set[str] | None:
+    if r is None:
+        return None
     try:
-        found = [] if r is None else list(r.scan_iter(match=f"{PREFIX}*", count=1000))
-    except RedisError:
-        return set()
+        found = list(r.scan_iter(match=f"{PREFIX}*", count=1000))
+    except (RedisError, RedisClusterException):
+        return None
     return {key if isinstance(key, str) else key.decode(errors="replace") for key in found}
