@@ -36,8 +36,8 @@ FLAGS = [
 ]
 
 PLAYGROUNDS = [
-    ("02_pipelining.ipynb", "pipelining"),
-    ("05_rate_limiter.ipynb", "limiter"),
+    ("02_pipelining", "pipelining"),
+    ("05_rate_limiter", "limiter"),
 ]
 
 # What the page is asked; `jupyterapp` is there because the server is started with expose_app_in_browser.
@@ -110,7 +110,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab as `uv run jupyter lab` starts it, on a copy of the notebooks; gives its address."""
+    """JupyterLab as `uv run jupyter lab` starts it, on a copy of the notebooks; gives its address.
+
+    Each chapter has a workspace of its own, or it would open beside the one before.
+    """
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     with socket.socket() as probe:
@@ -137,7 +140,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
         await_answer(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/{{}}?token={token}"
+        yield f"http://127.0.0.1:{port}/lab/workspaces/{{0}}/tree/notebooks/{{0}}.ipynb?token={token}"
     finally:
         server.terminate()
         server.wait(30)
