@@ -70,7 +70,7 @@ def limits_rows(r: Any, url: str, limit: int, window: int) -> list[Row]:
         (
             "FixedWindowRateLimiter",
             "fixed window",
-            "weaker: refused hits count, whole s from the first hit; one script",
+            "refused hits count, whole s from the first hit; one script",
         ),
         ("MovingWindowRateLimiter", "log", "client's clock; one script"),
         ("SlidingWindowCounterRateLimiter", "counter", "server's ms by TTLs; one script"),

@@ -184,10 +184,12 @@ def bars(
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
-    ax.margins(x=0.12)
+    ax.margins(x=0.18)
     ax.set_xlabel(unit)
     if log:
         ax.set_xscale("log")
+    elif all(isinstance(value, int) for value in values.values()):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     number_axis(ax.xaxis)
     return ax
 
@@ -267,7 +269,7 @@ def timeline(
 
 def memory(used: Mapping[str, Sequence[int]], ax: Axes | None = None, *, limit: int) -> Axes:
     """Memory used (bytes) after each round of traffic, a line for each name, and the server's limit."""
-    ax = new_axes(ax, title="Memory used by the server")
+    ax = new_axes(ax, title="Without a TTL, memory fills up; with one it levels off")
     for (name, amounts), color in zip(used.items(), (VERMILLION, BLUE, GREEN), strict=False):
         rounds = range(1, len(amounts) + 1)
         ax.plot(rounds, [amount / 1024**2 for amount in amounts], marker="o", color=color, label=name)
@@ -373,7 +375,7 @@ def speedup_map(times: Mapping[Any, Mapping[int, float]], ax: Axes | None = None
     `times` gives for each delay the total time of the same commands in batches of each size, size 1 among
     them.
     """
-    ax = new_axes(ax, title="Speed-up over one command at a time", height=0.48)
+    ax = new_axes(ax, title="The speed-up grows with the batch and with the way", height=0.48)
     delays, sizes = list(times), list(next(iter(times.values())))
     gains = [[times[ms][1] / times[ms][b] for b in sizes] for ms in delays]
     best = max(2.0, *(gain for row in gains for gain in row))
