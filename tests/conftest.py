@@ -15,6 +15,7 @@ _HOME = tempfile.mkdtemp(prefix="labkit-tests-")
 
 os.environ["LABKIT_HOME"] = _HOME
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+os.environ.setdefault("REDIS_URL", "embedded")  # also where the container is up: each kernel has its own
 for _name in ("JPY_SESSION_NAME", "VSCODE_PID", "MPLBACKEND"):
     os.environ.pop(_name, None)
 

@@ -154,6 +154,49 @@ def test_keys_on_the_readers_redis_are_found_and_removed(own: Any) -> None:
     assert sorted(own.keys("*")) == ["stranger", "workbook:old"]
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "import labkit; labkit.connect(quiet=True).set('workbook:leak', 1); return 1",
+        "import labkit; labkit.connect('redis://elsewhere', quiet=True).set('workbook:leak', 1); return 1",
+    ],
+)
+def test_connect_gives_an_answer_the_graders_server(own: Any, body: str) -> None:
+    assert check.grade(_exercise(), _answer(body)).state == "correct"
+    assert own.keys("*") == ["stranger"]
+    assert connection.last is own and connection.find.__module__ == connection.__name__
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("c.last.eval(\"redis.call('SET', 'workbook:' .. 'x', 1, 'EX', 9)\", 0); return 1", "EVAL"),
+        ("c.last.set('foo', 1, ex=9); return 1", "SET foo 1 EX 9"),
+        ("c.last.set('workbook:x', 1); c.last.unlink('workbook:x'); return 1", "SET workbook:x 1"),
+    ],
+)
+def test_writing_to_the_readers_redis_is_no_right_answer(own: Any, body: str, shown: str) -> None:
+    verdict = check.grade(_exercise(), _answer("import labkit.rig.connection as c; " + body))
+    assert (verdict.state, verdict.property) == ("incorrect", "keys")
+    assert verdict.counterexample.startswith(shown)
+
+
+def test_on_a_server_private_to_the_kernel_no_key_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not one whose name a script put together."""
+    monkeypatch.setattr(connection, "last", None)
+    r = labkit.connect("embedded", quiet=True)
+    body = "import labkit.rig.connection as c; c.last.eval(\"redis.call('SET', 'workbook:' .. 'x', 1)\", 0)"
+    verdict = check.grade(_exercise(), _answer(body + "; return 1"))
+    assert (verdict.property, verdict.counterexample) == ("keys", "workbook:x")
+    assert not r.exists("workbook:x")
+
+
+def test_keys_that_are_no_text_disturb_nobody(own: Any) -> None:
+    own.set(b"workbook:\xff", 1)
+    assert check.grade(_exercise(), _answer("return 1")).state == "correct"
+    assert labkit.reset(own) == 1 and own.keys("*") == ["stranger"]
+
+
 def test_private_server_is_emptied_shared_and_replaced_when_it_died() -> None:
     check.grade(_exercise(), _answer("return r.incr('workbook:count')"))
     first = lab._server

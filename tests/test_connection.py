@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import labkit
 from labkit.rig import connection
 from labkit.rig.client import client
 from labkit.rig.connection import RedisUnavailable, supports, workbook_password
+from labkit.rig.proxy import Proxy
 from labkit.rig.server import Server, ServerFailed
 
 
@@ -26,6 +28,27 @@ from labkit.rig.server import Server, ServerFailed
 def server() -> Iterator[Server]:
     with Server() as server:
         yield server
+
+
+def servers() -> set[int]:
+    """The redis-servers that are children of this process, and alive."""
+    lines = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid=,stat=,comm="], text=True).splitlines()
+    found = (line.split(maxsplit=3) for line in lines)
+    return {
+        int(pid)
+        for pid, parent, state, name in found
+        if int(parent) == os.getpid() and "redis-server" in name and not state.startswith("Z")
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Whatever goes wrong in a test, it leaves no thread, and no server but the embedded one."""
+    threads, before = set(threading.enumerate()), servers()
+    yield
+    embedded = {connection._embedded.pid} if connection._embedded and connection._embedded.running else set()
+    assert servers() - before <= embedded
+    assert set(threading.enumerate()) <= threads
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +84,43 @@ def pretender(hello: bytes, info: bytes) -> Iterator[str]:
         yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
         listener.close()
     thread.join(2)
+
+
+@contextmanager
+def mute(way: str) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that shakes hands, and then keeps silent or hangs up; and the INCRs that it has seen."""
+    seen: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                with peer:
+                    while data := peer.recv(65536):
+                        seen.extend([data] * data.count(b"INCR"))
+                        if b"INCR" in data and way == "closed":
+                            break
+                        peer.sendall(b"%1\r\n+proto\r\n:3\r\n" * data.count(b"HELLO"))
+                        peer.sendall(b"+OK\r\n" * data.count(b"SETINFO"))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=[listener], daemon=True)
+        thread.start()
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}", seen
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(2)
+
+
+@contextmanager
+def one_node_cluster() -> Iterator[Server]:
+    with Server(cluster_enabled=True) as server:
+        r = server.client()
+        r.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        deadline = time.monotonic() + 10
+        while "cluster_state:ok" not in r.execute_command("CLUSTER", "INFO"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server
 
 
 def test_the_embedded_server_is_one_a_process(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,18 +179,14 @@ def test_a_unix_socket_works(tmp_path: Path) -> None:
 
 
 def test_a_cluster_url_gives_a_cluster_client() -> None:
-    with Server(cluster_enabled=True) as server:
-        server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        deadline = time.monotonic() + 10
-        while "cluster_state:ok" not in server.client().execute_command("CLUSTER", "INFO"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with one_node_cluster() as server:
         r = labkit.connect(server.url.replace("redis:", "redis+cluster:"))
         assert isinstance(r, redis.RedisCluster)
         assert supports(r, "GET") and not supports(r, "NONSENSE")
         r.set("workbook:{a}", 1)
+        r.set(b"workbook:\xff", 1)
         r.set("stranger", 1)
-        assert labkit.reset(r) == 1
+        assert labkit.reset(r) == 2
         assert r.get("stranger") == "1"
         r.close()
 
@@ -142,6 +198,11 @@ def test_a_cluster_url_gives_a_cluster_client() -> None:
         ("redis://localhost:port", "is not the address of a Redis"),
         ("localhost:6379", "is not the address of a Redis"),
         ("unix:///nowhere/at/all", "Remedy: start that server"),
+        ("redis://127.0.0.1:1/0?nonsense=1", "is not the address of a Redis.*nonsense"),
+        ("redis://:se#cret@127.0.0.1:1", "must be percent-encoded"),
+        ("redis://:secret/word@127.0.0.1:1", "must be percent-encoded"),
+        ("redis://:p@secret@127.0.0.1:1", "must be percent-encoded"),
+        ("redis+cluster://:secret@127.0.0.1:1", "refused.*Remedy: start that server"),
     ],
 )
 def test_a_wrong_url_is_one_sentence_with_the_remedy(url: str, says: str) -> None:
@@ -149,7 +210,62 @@ def test_a_wrong_url_is_one_sentence_with_the_remedy(url: str, says: str) -> Non
         labkit.connect(url)
     assert "Remedy" in str(caught.value)
     assert caught.value.tried[0][0] == "url"
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "se" + "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("/0", "/99"), "DB index is out of range.*Remedy: correct the number"),
+        (("redis:", "rediss:"), "no TLS connection.*Remedy: check that this port speaks TLS"),
+        (("redis:", "redis+cluster:"), "Cluster mode is not enabled.*write redis://"),
+        (("redis://:", "redis://few:"), "no permissions.*Remedy: give this user"),
+    ],
+)
+def test_a_server_that_is_there_but_not_as_told(server: Server, change: tuple[str, str], says: str) -> None:
+    few = {"enabled": True, "passwords": [f"+{server.password}"], "commands": ["+get", "+hello", "+client"]}
+    server.client().acl_setuser("few", **few)  # type: ignore[arg-type]
+    with pytest.raises(RedisUnavailable, match=says) as caught:
+        labkit.connect(server.url.replace(*change))
+    assert server.password not in str(caught.value)
+
+
+def test_a_port_that_is_no_redis_is_told() -> None:
+    with (
+        pretender(b"+OK\r\n", b"+OK\r\n") as url,
+        pytest.raises(RedisUnavailable, match=r"not as a Redis.*Remedy: correct the port"),
+    ):
+        labkit.connect(url)
+
+
+def test_a_frozen_container_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `docker compose pause`: the embedded server is there long before a reply would time out."""
+    with Server() as server:
+        monkeypatch.setattr(connection, "CONTAINER", ("127.0.0.1", server.port))
+        monkeypatch.setenv("REDIS_PASSWORD", server.password)
+        server.freeze()
+        start = time.perf_counter()
+        assert labkit.connect(quiet=True).connection_pool.connection_kwargs["port"] != server.port
+        assert time.perf_counter() - start < 5
+
+
+def test_the_embedded_server_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as server:
+        monkeypatch.setattr(connection, "CONTAINER", ("127.0.0.1", server.port))
+        monkeypatch.setenv("REDIS_PASSWORD", server.password)
+        monkeypatch.setenv("REDIS_URL", "embedded")
+        assert connection.is_embedded(labkit.connect(quiet=True))
+        monkeypatch.delenv("REDIS_URL")
+        assert not connection.is_embedded(labkit.connect(quiet=True))
+
+
+def test_any_password_of_the_container_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    password = "a/b#c?d@e%41 f:g"
+    with Server() as server:
+        server.config["requirepass"] = password
+        monkeypatch.setattr(connection, "CONTAINER", ("127.0.0.1", server.port))
+        monkeypatch.setenv("REDIS_PASSWORD", password)
+        assert labkit.connect(quiet=True).connection_pool.connection_kwargs["password"] == password
 
 
 def test_a_dead_port_fails_in_under_a_second_and_names_no_password() -> None:
@@ -207,6 +323,35 @@ def test_a_command_that_may_have_run_is_not_sent_again(server: Server) -> None:
         r.incr("n")
     server.thaw()
     assert r.get("n") == "1"
+
+
+@pytest.mark.parametrize("way", ["silent", "closed"])
+def test_nor_inside_the_handling_of_another_error(way: str) -> None:
+    """In an `except` block every new exception carries the handled one along: "refused", say."""
+    with mute(way) as (url, incrs):
+        dead, r = client(f"redis://127.0.0.1:{dead_port()}"), client(url, socket_timeout=0.2)
+        with contextlib.closing(r):
+            try:
+                dead.ping()
+            except ConnectionError:
+                with pytest.raises((ConnectionError, TimeoutError)):
+                    r.incr("n")
+        assert len(incrs) == 1
+
+
+def test_a_cluster_client_does_not_send_again_either() -> None:
+    with one_node_cluster() as server, Proxy(server) as link:
+        server.config["cluster-announce-ip"], server.config["cluster-announce-port"] = "127.0.0.1", link.port
+        r = labkit.connect(link.url.replace("redis:", "redis+cluster:"), quiet=True, socket_timeout=0.3)
+        r.set("n", 0)
+        link.drop(1, direction="replies")
+        healing = threading.Timer(0.15, link.drop, [0])  # the reply is lost by then; new connections work
+        healing.start()
+        with pytest.raises(TimeoutError):
+            r.incr("n")
+        healing.join()
+        r.close()
+        assert server.client().get("n") == "1"
 
 
 def test_a_connection_that_the_server_closed_heals_without_an_error(server: Server) -> None:
@@ -273,12 +418,3 @@ def test_a_client_of_a_dead_server_fails_fast(server: Server) -> None:
     with pytest.raises(ConnectionError, match="refused"):
         r.ping()
     assert time.perf_counter() - start < 1
-
-
-def test_importing_labkit_is_light() -> None:
-    heavy = ("redis", "pandas", "matplotlib", "IPython")
-    program = f"import sys, labkit; print([m for m in {heavy} if m in sys.modules])"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout
-    assert loaded == "[]\n"

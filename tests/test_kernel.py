@@ -25,12 +25,11 @@ own = connection._embedded.pid
 
 
 class Kernel:
-    """A kernel and its client; `run` gives what a cell printed, or the name of its exception."""
+    """A kernel and its client; `run` gives what a cell printed, and the traceback of its exception."""
 
     def __init__(self) -> None:
-        env = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
         self.manager = KernelManager(kernel_name="python3")
-        self.manager.start_kernel(env=env)
+        self.manager.start_kernel(env=os.environ | {"REDIS_URL": "embedded"})
         self.client: Any = self.manager.client()
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
@@ -56,7 +55,7 @@ class Kernel:
             if kind == "stream" and content["name"] == "stdout":
                 said += content["text"]
             elif kind == "error":
-                said += content["ename"]
+                said += "\n".join([content["ename"], *content["traceback"]])
             if (until_line and said.endswith("\n")) or (
                 kind == "status" and content["execution_state"] == "idle" and not until_line
             ):
@@ -108,7 +107,9 @@ def test_an_interrupted_cell_leaves_no_server_and_no_thread(cell: str) -> None:
         pids = k.start(cell).split()
         time.sleep(0.2)
         k.manager.interrupt_kernel()
-        assert "KeyboardInterrupt" in k.rest()
+        name, where, remedy = k.rest().splitlines()
+        assert name == "KeyboardInterrupt" and where.startswith("Interrupted at line ")
+        assert where.split(": ", 1)[1] in cell and "Run the cell again" in remedy
         assert eventually(lambda: not any(alive(int(pid)) for pid in pids))
         assert k.run("print(threading.active_count())") == threads
         assert (

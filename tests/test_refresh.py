@@ -49,7 +49,7 @@ def test_outputs_are_stored_bare_and_stable(tmp_path: Path, monkeypatch: pytest.
     code = chapter.cells[1:]
     assert [cell.execution_count for cell in code] == [1, 2, 3, 4, 5]
     assert code[0].outputs[0].text.startswith("Redis ")
-    assert code[1].outputs[0].data["text/plain"] == repr((False, tmp_path.name, None))
+    assert code[1].outputs[0].data["text/plain"] == repr((False, tmp_path.name, "embedded"))
     assert [output.text for output in code[2].outputs] == ["0\n1\n2\n"]
     assert code[3].outputs[0].traceback == ["ZeroDivisionError: division by zero"]
     assert "image/png" in code[4].outputs[0].data

@@ -7,6 +7,7 @@ connection can be had*, when nothing can have been sent.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,11 +34,16 @@ class RetryConnect(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> T:
-        return super().call_with_retry(do, fail, _nothing_was_sent, with_failure_count)
+        callers = sys.exception()  # what the caller is handling already says nothing of this command
+
+        def nothing_was_sent(error: Exception) -> bool:
+            return _refused(error, before=callers)
+
+        return super().call_with_retry(do, fail, nothing_was_sent, with_failure_count)
 
 
-def _nothing_was_sent(error: BaseException | None) -> bool:
-    while error is not None:
+def _refused(error: BaseException | None, before: BaseException | None) -> bool:
+    while error is not None and error is not before:
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
             return True
         error = error.__cause__ or error.__context__

@@ -14,9 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from labkit.rig import connection
-from labkit.rig.server import Server, ServerFailed, binaries, find_binary
-
 PACKAGES = ("redis", "hiredis", "jupyterlab", "ipykernel", "ipywidgets", "pandas", "matplotlib", "tqdm")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SETTINGS = Path("etc/jupyter/labconfig/default_setting_overrides.json")
@@ -34,8 +31,11 @@ class Check:
 
 def examine() -> list[Check]:
     """Look at everything; starts and ends a throw-away server, writes no key, changes nothing."""
-    checks = [_python(), _packages(), *_binaries(), *_redis(), _jupyterlab(), _docker(), _node(), _browser()]
-    return [*checks, _port(connection.CONTAINER[1], "container"), _port(8888, "JupyterLab")]
+    checks = [_python(), packages := _packages(), _jupyterlab(), _docker(), _node(), _browser()]
+    if packages.state == "ok":  # without redis-py, what follows cannot even be imported
+        checks[2:2] = redis = [*_binaries(), *_redis()]
+        checks.append(_container_port(redis))
+    return [*checks, _port(8888, "JupyterLab")]
 
 
 def run(as_json: bool = False) -> int:
@@ -77,6 +77,8 @@ def _packages() -> Check:
 
 
 def _binaries() -> list[Check]:
+    from labkit.rig.server import Server, ServerFailed, binaries, find_binary
+
     found = [f"{'.'.join(map(str, b.version)) or 'does not run'} ({b.source})" for b in binaries()]
     try:
         chosen = find_binary()
@@ -96,12 +98,16 @@ def _binaries() -> list[Check]:
 
 def _redis() -> list[Check]:
     """What connect() would use, and why."""
+    from labkit.rig import connection
+
     try:
         r, place = connection.find(None)
         name = connection.server_name(r)
         r.close()
     except connection.RedisUnavailable as error:
-        return [Check("Redis", "problem", f"{where}: {why}") for where, why in error.tried]
+        where, why = error.tried[-1]
+        found, _, remedy = why.partition(" Remedy: ")
+        return [Check("Redis", "problem", f"{where}: {found}", remedy)]
     why = "" if os.environ.get("REDIS_URL") else "; REDIS_URL is not set"
     if "container" not in place and not os.environ.get("REDIS_URL"):
         why += ", and no container answers with the workbook's password"
@@ -164,6 +170,17 @@ def _port(port: int, use: str) -> Check:
         probe.settimeout(0.2)
         taken = probe.connect_ex(("127.0.0.1", port)) == 0
     return Check(f"port {port}", "ok", f"{'in use' if taken else 'free'} ({use})")
+
+
+def _container_port(redis: list[Check]) -> Check:
+    """In use by somebody else, the port keeps the container from starting."""
+    from labkit.rig import connection
+
+    check = _port(connection.CONTAINER[1], "container")
+    if "free" in check.found or any("the container of" in other.found for other in redis):
+        return check
+    remedy = "if it is the container, set REDIS_PASSWORD as in its .env; if not, end what listens there."
+    return Check(check.name, "note", f"{check.found}: something answers, but not to our password", remedy)
 
 
 def _first_line(*command: str) -> str:

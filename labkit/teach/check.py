@@ -110,16 +110,26 @@ def grade(exercise: Exercise, answer: Any) -> Verdict:
     if answer is None or answer is Ellipsis or same_code(answer, exercise.stub):
         return Verdict("not attempted")
     try:
-        with lab.no_keys_left() as left:
+        with lab.no_trespass() as found:
             verdict = _run(exercise, _as_asked(exercise, answer), lab.Lab())
     except KeyboardInterrupt:
         raise Interrupted from None
-    if left and verdict.state == "correct":
-        what = f"it left {len(left)} key{'s' * (len(left) > 1)} on your own Redis (removed now)"
-        return Verdict(
-            "incorrect", "keys", what, "\n".join(left[:3]), "which client your code uses: the one it is given"
-        )
+    if verdict.state == "correct" and (found.keys or found.writes):
+        return _trespassed(found)
     return verdict
+
+
+def _trespassed(found: lab.Trespass) -> Verdict:
+    left = len(found.keys)
+    what = (
+        f"left {left} key{'s' * (left > 1)} on your own Redis (removed now)"
+        if left
+        else "wrote to your own Redis"
+    )
+    shown = "\n".join((found.keys or found.writes)[:3])
+    return Verdict(
+        "incorrect", "keys", f"it {what}", shown, "which client your code uses: the one it is given"
+    )
 
 
 def _run(exercise: Exercise, answer: Any, bench: lab.Lab) -> Verdict:

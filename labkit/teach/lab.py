@@ -6,7 +6,9 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from redis.exceptions import RedisClusterException, RedisError
 
@@ -89,34 +91,68 @@ def discard_server() -> None:
         _server = None
 
 
-@contextlib.contextmanager
-def no_keys_left() -> Iterator[list[str]]:
-    """Keys of the workbook that meanwhile this process writes to the reader's Redis are removed, and listed.
+@dataclass
+class Trespass:
+    """What a graded answer did to the reader's own Redis: keys that it left, and commands that write."""
 
-    Only what went over the reader's own client counts: another kernel may be at work on the same server.
+    keys: list[str] = field(default_factory=list)
+    writes: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def no_trespass() -> Iterator[Trespass]:
+    """Watch the reader's own client meanwhile; keys of the workbook that it writes are removed again.
+
+    `labkit.connect()` gives a client of the graders' server meanwhile. Of new keys only those count whose
+    names went over the reader's client, since another kernel may be at work on that server; a server that is
+    private to this kernel has no other, so there all count.
     """
     from labkit.rig.wire import tap
 
-    r, left = connection.last, list[str]()
+    r, found = connection.last, Trespass()
     before = _keys(r)
-    if before is None:  # there is no such server, or it is gone
-        yield left
-        return
-    with tap(r) as tape:
-        try:
-            yield left
-        finally:
-            named = {word for exchange in tape.commands for word in exchange.command}
-            left += sorted(named & ((_keys(r) or set()) - before))
-            for key in left:
-                r.unlink(key)  # type: ignore[union-attr]
+    with _connect_gives_the_labs():
+        if before is None:  # there is no such server, or it is gone
+            yield found
+            return
+        with tap(r) as tape:
+            try:
+                yield found
+            finally:
+                found.writes = _writes(r, tape)
+                new = (_keys(r) or set()) - before
+                if not connection.is_embedded(r):
+                    new &= {word.encode() for exchange in tape.commands for word in exchange.command}
+                for key in new:
+                    r.unlink(key)  # type: ignore[union-attr]
+                found.keys = sorted(key.decode(errors="replace") for key in new)
 
 
-def _keys(r: Any) -> set[str] | None:
+@contextlib.contextmanager
+def _connect_gives_the_labs() -> Iterator[None]:
+    lab, last = Lab(), connection.last
+
+    def find(url: str | None = None, **options: Any) -> tuple[redis.Redis, str]:
+        return lab.client(**options), "the graders' own server"
+
+    try:
+        with mock.patch.object(connection, "find", find):
+            yield
+    finally:
+        connection.last = last
+        lab.close()
+
+
+def _writes(r: Any, tape: Tape) -> list[str]:
+    """Those of the recorded commands that write, or may (scripts)."""
+    seen = [" ".join(exchange.command) for exchange in tape.commands]
+    return [command for command in seen if connection.may_write(r, command.split(" ", 1)[0])]
+
+
+def _keys(r: Any) -> set[bytes] | None:
     if r is None:
         return None
     try:
-        found = list(r.scan_iter(match=f"{PREFIX}*", count=1000))
+        return set(connection.keys_of(r))
     except (RedisError, RedisClusterException):
         return None
-    return {key if isinstance(key, str) else key.decode(errors="replace") for key in found}

@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from labkit import LabkitError
+from labkit.rig.connection import EMBEDDED
 
 CELL_SECONDS = 60
 """The time limit of a cell, as in the tests."""
@@ -33,7 +34,7 @@ STRIPPED = [
 ]
 """What the command line of nbstripout removes beside outputs."""
 
-_PERSONAL = ("JPY_SESSION_NAME", "VSCODE_PID", "REDIS_URL", "MPLBACKEND", "IPYKERNEL_CELL_NAME")
+_PERSONAL = ("JPY_SESSION_NAME", "VSCODE_PID", "MPLBACKEND", "IPYKERNEL_CELL_NAME")
 _METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -142,7 +143,8 @@ def store(chapter: Any, notebook: Path) -> None:
 
 def _environment(home: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _PERSONAL} | {
-        "LABKIT_HOME": home
+        "LABKIT_HOME": home,
+        "REDIS_URL": EMBEDDED,
     }
 
 
