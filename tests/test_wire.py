@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,8 +307,7 @@ COMMANDS = [
     "XADD x 1-1 f v g w",
     "XRANGE x - +",
     "XREAD COUNT 1 STREAMS x 0",
-    "CONFIG GET maxmemory*",
-    "COMMAND INFO get",
+    "CONFIG GET maxmemory-samples",
     "MULTI",
     "INCR n",
     "EXEC",
@@ -315,20 +315,37 @@ COMMANDS = [
 ]
 
 
+RECORDED = Path(__file__).with_name("redis_cli.txt")
+"""What a real redis-cli printed for COMMANDS; its first line says which. Never edited by hand."""
+
+BY_VERSION = ["CONFIG GET maxmemory*", "COMMAND INFO get"]
+"""Replies that depend on the server: compared only with a redis-cli that is there."""
+
+
+def printed(r: redis.Redis, commands: list[str]) -> list[str]:
+    lines = [line for line in magics.run(r, "\n".join(commands)) if not line.startswith("> ")]
+    return "\n".join(lines).split("\n")
+
+
+def test_prints_what_redis_cli_printed_when_it_was_recorded(r: redis.Redis) -> None:
+    assert printed(r, COMMANDS) == RECORDED.read_text(encoding="utf-8").splitlines()[1:]
+
+
 def test_prints_what_redis_cli_prints(server: Server, r: redis.Redis) -> None:
     cli = shutil.which("redis-cli")
     if cli is None:
-        pytest.skip("redis-cli is not installed")
-    mine = [line for line in magics.run(r, "\n".join(COMMANDS)) if not line.startswith("> ")]
+        pytest.skip("redis-cli is not installed; what it printed when it was recorded is compared")
+    commands = COMMANDS + BY_VERSION
+    mine = printed(r, commands)
     r.flushall()
     out = subprocess.run(
         [cli, "-3", "-p", str(server.port), "--no-raw", "--no-auth-warning"],
-        input="\n".join(COMMANDS) + "\n",
+        input="\n".join(commands) + "\n",
         capture_output=True,
         text=True,
         env={**os.environ, "REDISCLI_AUTH": server.password},
     ).stdout
-    assert "\n".join(mine).split("\n") == [line for line in out.split("\n") if line]
+    assert mine == [line for line in out.split("\n") if line]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +373,117 @@ def test_comments_blank_lines_and_bad_lines(r: redis.Redis) -> None:
     assert out[:4] == ["> SET a#b 1", "OK", "> GET a#b", '"1"']
     assert out[4] == '> GET "x' and out[5].startswith("(error) Invalid argument(s)")
     assert out[6:] == ["> SORT list GET #", "(empty array)"]
+
+
+def test_a_hash_within_quotes_is_no_comment(r: redis.Redis) -> None:
+    cell = """ECHO "a  # b"   # "said"  # behind
+ECHO 'it\\'s  # c'  # it's
+ECHO x # y"""
+    out = list(magics.run(r, cell))
+    assert out[:4] == ['> ECHO "a  # b"', '"a  # b"', "> ECHO 'it\\'s  # c'", '"it\'s  # c"']
+    assert out[4] == "> ECHO x # y" and "wrong number of arguments" in out[5]
+
+
+@pytest.mark.parametrize(
+    ("cell", "open_at_the_end"),
+    [
+        ("MULTI\nNOSUCH\nEXEC", False),
+        ("MULTI\nEXEC too many", False),
+        ("MULTI\nINCR n\nDISCARD", False),
+        ("MULTI\nDISCARD too many", True),
+        ("MULTI\nMULTI", True),
+        ("MULTI\nSUBSCRIBE a b", True),
+        ("EXEC", False),
+        ("MULTI\nRESET", False),
+    ],
+)
+def test_whether_a_transaction_is_still_open(r: redis.Redis, cell: str, open_at_the_end: bool) -> None:
+    out = list(magics.run(r, cell, wait=2))
+    assert out[-1].startswith("(MULTI without EXEC") == open_at_the_end
+    if open_at_the_end:  # the server sees it so too
+        assert "without MULTI" not in list(magics.run(r, f"{cell}\nEXEC", wait=2))[-1]
+    else:
+        assert "without MULTI" in "".join(magics.run(r, f"{cell}\nAUTH default {password(r)}\nEXEC", wait=2))
+
+
+def password(r: redis.Redis) -> str:
+    return str(r.connection_pool.connection_kwargs["password"])
+
+
+def test_unsubscribing_from_everything(r: redis.Redis) -> None:
+    cell = "SUBSCRIBE a b\nPSUBSCRIBE c*\nUNSUBSCRIBE\nPING\nPUNSUBSCRIBE\nUNSUBSCRIBE\nPING"
+    out = list(magics.run(r, cell, wait=2))
+    after = out[out.index("> UNSUBSCRIBE") :]
+    assert [line.split("\n")[0] for line in after] == [
+        *("> UNSUBSCRIBE", '1) "unsubscribe"', '1) "unsubscribe"', "> PING", "PONG"),
+        *("> PUNSUBSCRIBE", '1) "punsubscribe"', "> UNSUBSCRIBE", '1) "unsubscribe"', "> PING", "PONG"),
+    ]
+    out = list(magics.run(r, "SUBSCRIBE a b\nUNSUBSCRIBE a\nPUBLISH b x", wait=2))
+    assert '1) "message"\n2) "b"\n3) "x"' in out and out[-1] == "(the subscription ends with the cell)"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_a_tape_of_unsubscribing_from_everything(server: Server, protocol: int) -> None:
+    with server.client(protocol=protocol) as r, tap(r) as t, r.pubsub() as p:
+        p.subscribe("a", "b")
+        p.unsubscribe()
+        p.unsubscribe()
+        p.subscribe("c")
+        while (message := p.get_message(timeout=1)) and message["channel"] != "c":
+            pass
+    assert [(e.command[0], len(e.reply)) for e in t.commands] == [
+        ("SUBSCRIBE", 2),
+        ("UNSUBSCRIBE", 2),
+        ("UNSUBSCRIBE", 1),
+        ("SUBSCRIBE", 1),
+    ]
+
+
+def test_a_frozen_server_ends_the_cell_after_the_promised_wait() -> None:
+    with Server() as own:
+        own.freeze()
+        before = time.monotonic()
+        out = list(magics.run(own.client(), "PING\nPING", wait=0.3))
+        assert time.monotonic() - before < 5
+    assert out == ["> PING", "(no connection within 0.3 s: the cell ends here)"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redis.RedisCluster]:
+    """Two nodes; they share a user, since their passwords differ."""
+    options = {"cluster_enabled": True, "cluster_node_timeout": 500}
+    with Server.several(2, **options) as nodes:
+        clients = [node.client() for node in nodes]
+        for r, (first, last) in zip(clients, [(0, 8191), (8192, 16383)], strict=True):
+            r.execute_command("ACL SETUSER", "tester", "on", ">secret", "~*", "&*", "+@all")
+            r.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+        clients[0].execute_command("CLUSTER MEET", "127.0.0.1", nodes[1].port)
+        deadline = time.monotonic() + 20
+        while any(r.cluster("INFO")["cluster_state"] != "ok" for r in clients):
+            assert time.monotonic() < deadline, "no cluster"
+            time.sleep(0.05)
+        with redis.RedisCluster(
+            host="127.0.0.1",
+            port=nodes[0].port,
+            username="tester",
+            password="secret",
+            protocol=3,
+            decode_responses=True,
+        ) as r:
+            yield r
+
+
+def test_in_a_cluster_each_line_goes_to_the_node_of_its_key(cluster: redis.RedisCluster) -> None:
+    assert len({cluster.get_node_from_key(key).name for key in ("a", "b")}) == 2
+    out = list(magics.run(cluster, "\n".join(f"SET {key} 1\nGET {key}" for key in "abcabc")))
+    assert out[1::4] == ["OK"] * 6 and out[3::4] == ['"1"'] * 6
+    for key in "ab":
+        out = list(magics.run(cluster, f"MULTI\nINCR {key}\nINCR {key}\nEXEC\nGET {key}"))
+        assert out[1::2] == ["OK", "QUEUED", "QUEUED", "1) (integer) 2\n2) (integer) 3", '"3"']
+        out = list(magics.run(cluster, f"WATCH {key}\nMULTI\nGET {key}\nEXEC"))
+        assert out[-1] == '1) "3"'
+    assert "(error) MOVED" in "".join(magics.run(cluster, "WATCH a\nGET b"))  # not at the price of the WATCH
+    assert "(error) MOVED" in "".join(magics.run(cluster, "MULTI\nGET a\nGET b"))
 
 
 def test_blocking_commands_are_given_up(r: redis.Redis) -> None:

@@ -27,6 +27,22 @@ SPIN = 0.00015
 """Seconds before the due time at which sleeping ends and watching the clock begins."""
 
 
+LOW = 1024
+"""select() takes only file descriptors below this."""
+
+NAP = 0.00005
+"""Seconds between looks at the clock where select() cannot be had; the kernel makes it about 0.1 ms."""
+
+
+class ProxyFailed(LabkitError):
+    """A proxy can do nothing more: it was closed (`cause` is None), or its thread failed of `cause`."""
+
+    def __init__(self, cause: BaseException | None) -> None:
+        self.cause, self.remedy = cause, "make a new one."
+        why = f"'s thread has failed: {cause!r}" if cause else " is closed"
+        super().__init__(f"This proxy{why}. Remedy: {self.remedy}")
+
+
 class _Flow:
     """One direction of one connection: what was read from `source` and is due at `sink`."""
 
@@ -129,6 +145,8 @@ class Link:
 
     def describe(self) -> str:
         rate = f", {self.bandwidth:,.0f} B/s" if self.bandwidth else ""
+        if self.error:
+            return f"failed: {self.error!r}"
         return f"{self.state}, delay {self.delay * 2000:g} ms{rate}"
 
     def chunk(self) -> int:
@@ -145,7 +163,7 @@ class Link:
         self.wake()
         while not done.wait(0.05):
             if self.closing or self.error:
-                raise LabkitError("This proxy is closed: make a new one.") from self.error
+                raise ProxyFailed(self.error) from self.error
 
     def wake(self) -> None:
         try:
@@ -185,15 +203,20 @@ class Link:
             self.selector.close()
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        """The next events; none if bytes became due first. (epoll waits in whole ms, select() in µs.)"""
+        """The next events; none if it is time to look again. (epoll waits in whole ms, select() in µs.)"""
         due = min(
             (at for pair in self.pairs for f in pair.flows if (at := f.waits_until) is not None), default=None
         )
         if due is None or self.state != "open":
             return self.selector.select()
         left = due - time.perf_counter() - SPIN
-        if left > 0:
+        if left > 0 and self.selector.fileno() < LOW:
             select.select([self.selector], [], [], left)
+            return self.selector.select(0)
+        if left >= 0.001:
+            return self.selector.select((int(left * 1000) - 0.5) / 1000)  # epoll makes whole ms of it
+        if left > 0:
+            time.sleep(min(left, NAP))
             return self.selector.select(0)
         while not (events := self.selector.select(0)) and time.perf_counter() < due:
             pass

@@ -8,13 +8,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
+from redis.retry import Retry
 
 from labkit.rig.resp import Reply, as_cli, pack, parse, split, text
 from labkit.rig.wire import tap
 
 WAIT = 5.0
 """Seconds that %%redis waits for one reply; a longer blocking command is given up, with a sentence."""
+
+COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\'|[^'])*')|(?:^|\s{2,})#\s.*|^#.*""")
+"""A comment, or (in its group) a quoted argument, in which nothing is one."""
 
 ENDLESS = ("MONITOR", "SYNC", "PSYNC")
 
@@ -70,17 +76,20 @@ def run(r: Any, cell: str, wait: float = WAIT) -> Iterator[str]:
 
     The cell has a connection of its own, with the client's address and credentials: MULTI, WATCH and SELECT
     hold until its end. Blank lines and `# comments` (also behind a command, after two spaces) are skipped. No
-    reply within `wait` seconds: a sentence, and the next line goes over a new connection.
+    reply within `wait` seconds: a sentence, and the next line goes over a new connection; where none can be
+    had, the cell ends. Of a cluster, each line goes to the node that has its keys.
     """
     session = _Session(r, wait)
     try:
         for line in cell.splitlines():
-            if line := re.sub(r"(^|\s{2,})#\s.*|^#.*", "", line.strip()).strip():
+            if line := COMMENT.sub(lambda found: found[1] or "", line.strip()).strip():
                 yield f"> {line}"
                 yield from session.ask(line)
         yield from session.end()
+    except RedisTimeout:
+        yield f"(no connection within {wait:g} s: the cell ends here)"
     except RedisError as error:
-        yield f"(error) {error}"
+        yield f"(error) {str(error).rstrip('.')}: the cell ends here"
     finally:
         session.close()
 
@@ -89,12 +98,13 @@ class _Session:
     """One connection, spoken to in raw bytes: redis-py would already have turned the replies into Python."""
 
     def __init__(self, r: Any, wait: float) -> None:
-        if hasattr(r, "get_nodes"):
-            r = r.get_redis_connection(r.get_random_node())
+        self._cluster = r if hasattr(r, "get_nodes") else None
+        if self._cluster is not None:
+            r = r.get_redis_connection(r.get_default_node())
         self._pool, self._wait = r.connection_pool, wait
         self._connection: Any = None
         self._received = b""
-        self._in_multi = self._listening = False
+        self.close()
 
     def ask(self, line: str) -> Iterator[str]:
         try:
@@ -108,7 +118,7 @@ class _Session:
             return
         try:
             self._send(arguments)
-            yield from self._until_reply(name, len(arguments) - 1)
+            yield from self._until_reply(name, arguments)
             yield from self._messages()
         except TimeoutError:
             yield f"(no reply within {self._wait:g} s: given up, and its connection closed)"
@@ -119,27 +129,67 @@ class _Session:
 
     def _send(self, arguments: list[bytes]) -> None:
         if self._connection is None:
-            self._connection = self._pool.connection_class(**self._pool.connection_kwargs)
+            options = {"socket_timeout": self._wait, "retry": Retry(NoBackoff(), 0)}
+            self._connection = self._pool.connection_class(**{**self._pool.connection_kwargs, **options})
             self._connection.connect()
-        self._connection._get_socket().sendall(pack(arguments))
+        socket = self._connection._get_socket()
+        socket.settimeout(self._wait)
+        socket.sendall(pack(arguments))
 
-    def _until_reply(self, name: str, arguments: int) -> Iterator[str]:
+    def _until_reply(self, name: str, arguments: list[bytes]) -> Iterator[str]:
         """Print what comes until the command is answered; a SUBSCRIBE is answered by one push a channel."""
-        subscribing = name.endswith("SUBSCRIBE")
-        wanted = max(1, arguments) if subscribing else 1
         deadline = time.monotonic() + self._wait
+        wanted = self._replies(name, len(arguments) - 1)
+        moved = False
         while wanted:
             reply = self._next(deadline)
+            if not moved and self._follows(reply, deadline):
+                moved = True
+                self._send(arguments)
+                continue
             yield as_cli(reply)
-            if reply.kind != ">" or (subscribing and text(reply.value[0].value).upper() == name):
-                wanted -= 1
-            refused = reply.kind in "-!"
-            if refused:
-                wanted = 0
-        if subscribing and not refused:
-            self._listening = not name.endswith("UNSUBSCRIBE")
-        if not refused:
-            self._in_multi = name == "MULTI" or (self._in_multi and name not in ("EXEC", "DISCARD", "RESET"))
+            mine = reply.kind != ">" or text(reply.value[0].value).upper() == name
+            wanted = 0 if reply.kind in "-!+" else wanted - mine
+            if mine:
+                self._remember(name, reply)
+
+    def _replies(self, name: str, arguments: int) -> int:
+        if not name.endswith("SUBSCRIBE"):
+            return 1
+        kind = name.replace("UNSUB", "SUB")
+        return arguments or max(1, sum(of == kind for of, _ in self._channels))
+
+    def _remember(self, name: str, reply: Reply) -> None:
+        """What the connection is in the middle of, after this reply: MULTI, WATCH, subscriptions."""
+        if name.endswith("SUBSCRIBE") and reply.kind in ">*":
+            channel = name.replace("UNSUB", "SUB"), reply.value[1].value
+            (self._channels.discard if "UNSUB" in name else self._channels.add)(channel)
+        refused = reply.kind in "-!"
+        if name == "EXEC" or (name in ("DISCARD", "RESET") and not refused):  # EXEC ends it even if refused
+            self._queued = 0
+            self._watching = False
+            if name == "RESET":
+                self._channels.clear()
+        elif self._queued or (name == "MULTI" and not refused):
+            self._queued += 1
+        elif name in ("WATCH", "UNWATCH") and not refused:
+            self._watching = name == "WATCH"
+
+    def _follows(self, reply: Reply, deadline: float) -> bool:
+        """After `MOVED slot address`: go to that slot's node, unless a WATCH or the like would be lost."""
+        held = self._queued > 1 or self._watching or self._channels
+        if self._cluster is None or held or not (reply.kind == "-" and reply.value.startswith(b"MOVED ")):
+            return False
+        nodes = self._cluster.nodes_manager.slots_cache.get(int(reply.value.split()[1]))
+        if not nodes:
+            return False
+        in_multi = self._queued
+        self.close()
+        self._pool = self._cluster.get_redis_connection(nodes[0]).connection_pool
+        if in_multi:
+            self._send([b"MULTI"])
+            self._remember("MULTI", self._next(deadline))
+        return True
 
     def _next(self, deadline: float) -> Reply:
         while (found := parse(self._received)) is None:
@@ -155,7 +205,7 @@ class _Session:
     def _messages(self) -> Iterator[str]:
         """While subscribed: what is published within a moment after each command."""
         deadline = time.monotonic() + 0.05
-        while self._listening:
+        while self._channels:
             try:
                 yield as_cli(self._next(deadline))
             except TimeoutError:
@@ -164,13 +214,15 @@ class _Session:
     def end(self) -> Iterator[str]:
         if self._connection is None:
             return
-        if self._listening:
+        if self._channels:
             yield "(the subscription ends with the cell)"
-        if self._in_multi:
+        if self._queued:
             yield "(MULTI without EXEC: the transaction ends with the cell, nothing of it was run)"
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.disconnect()
         self._connection, self._received = None, b""
-        self._in_multi = self._listening = False
+        self._queued = 0  # commands since MULTI, itself included
+        self._watching = False
+        self._channels: set[tuple[str, bytes]] = set()  # ("PSUBSCRIBE", b"news.*")

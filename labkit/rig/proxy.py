@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from labkit.rig.client import client
-from labkit.rig.link import Link
+from labkit.rig.link import Link, ProxyFailed
 
 if TYPE_CHECKING:
     import redis
+
+__all__ = ["Proxy", "ProxyFailed"]
 
 
 class Proxy:
@@ -29,7 +31,7 @@ class Proxy:
     `target` is a `labkit.rig.server.Server`, a redis:// URL, a client, or (host, port). Settings take effect
     before their method returns, for connections that exist and for new ones. Random choices follow `seed`:
     the same chunks on the same connection fare alike. On leaving the block, also by an exception, connections
-    and thread are gone.
+    and thread are gone; after that, and if the thread should fail, its methods raise ProxyFailed.
     """
 
     def __init__(self, target: Any, *, seed: int = 0) -> None:
@@ -54,10 +56,12 @@ class Proxy:
 
     @property
     def port(self) -> int:
+        """The free port on 127.0.0.1 that it listens on."""
         return self._link.port
 
     @property
     def url(self) -> str:
+        """The address of the link with the target's credentials and database, for any client."""
         return f"redis://{self._login}127.0.0.1:{self.port}/{self._db}"
 
     def client(self, **options: Any) -> redis.Redis:
@@ -76,9 +80,9 @@ class Proxy:
 
     def bandwidth(self, bytes_per_second: float | None) -> None:
         """Let so many bytes a second pass, in each direction, over all connections; None: no limit."""
-        if bytes_per_second is not None and bytes_per_second <= 0:
+        if bytes_per_second is not None and not 1 <= bytes_per_second <= 1e12:
             raise ValueError(
-                f"bytes_per_second is {bytes_per_second}; it must be above 0, or None for no limit"
+                f"bytes_per_second is {bytes_per_second}; it must be 1 to 1e12, or None for no limit"
             )
         self._link.set(bandwidth=bytes_per_second)
 

