@@ -19,15 +19,17 @@ TokenBucket and GCRA alike:
   window ahead: no more is admitted than without the step, and a refusal lasts at most one window longer
   because of it. If the clock steps forward, stored times count as old, as if that time had passed.
 
-Every constructor takes `now=`, a callable that returns seconds (0 or more), in place of the server's clock:
-for tests and virtual time; and `on_error=`, what to answer with Redis down, read-only, full or too slow:
-"raise" the error, "allow" (remaining 0) or "deny" (retry_after 1 s). After a timeout a request may have been
-counted or not, and a client that sends again by itself may count it twice. Misuse raises ValueError or
-TypeError before anything is sent."""
+Every constructor takes `now=`, a callable that returns seconds (0 or more, in whole microseconds) in place of
+the server's clock: for tests and virtual time; and `on_error=`, what to answer with Redis down, read-only,
+full, busy with a script or too slow: "raise" the error, "allow" (remaining 0) or "deny" (retry_after 1 s).
+After a timeout a request may have been counted or not, and a client that sends again by itself may count it
+twice. Misuse raises ValueError or TypeError before anything is sent. Each class names its source; on scripts,
+see redis.io."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from typing import Any, Literal, NamedTuple
 
 from redis import exceptions
 
+FAILED = (exceptions.RedisError, exceptions.RedisClusterException)
 OnError = Literal["raise", "allow", "deny"]
 Clock = Callable[[], float] | None
 EXACT = 2**53  # up to here Lua's numbers are exact
@@ -49,6 +52,7 @@ DOWN = (
     exceptions.ClusterDownError,
     exceptions.RedisClusterException,
 )
+NOT_NOW = ("BUSY ", "MISCONF ", "NOREPLICAS ", "MASTERDOWN ")  # it answers, but that it cannot serve now
 
 
 class Decision(NamedTuple):
@@ -79,6 +83,31 @@ def _micros(name: str, seconds: float, least: float = 1e-6, most: float = LONGES
     return round(_number(name, seconds, least, most) * 1_000_000)
 
 
+def _check(r: Any, name: str, on_error: str) -> None:
+    if hasattr(r, "execute") or inspect.iscoroutinefunction(getattr(r, "execute_command", None)):
+        raise TypeError(
+            f"r is a {type(r).__name__}; it must be a client such as redis.Redis, and no async one"
+        )
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name is {name!r}; it must be a str that is not empty")
+    if on_error not in ("raise", "allow", "deny"):
+        raise ValueError(f"on_error is {on_error!r}; it must be 'raise', 'allow' or 'deny'")
+
+
+def _key(name: str, key: str) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"key is {key!r}; it must be a str")
+    return f"{name}:{{{key}}}"
+
+
+def _instead(on_error: str, error: Exception) -> Decision:
+    """The answer without Redis; raises an error that is not Redis being down."""
+    down = isinstance(error, DOWN) or str(error).startswith(NOT_NOW)
+    if on_error == "raise" or not down or isinstance(error, exceptions.AuthenticationError):
+        raise error
+    return Decision(True, 0, 0.0) if on_error == "allow" else Decision(False, 0, 1.0)
+
+
 class _Limiter:
     """One script, one round trip: what the five have in common.
 
@@ -90,29 +119,29 @@ class _Limiter:
     """
 
     LUA = ""
-    MOST = EXACT // 2  # the highest limit
     KEEP = 2  # windows for which a key may matter: this one, and one more if the clock steps back
 
     def __init__(
         self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
     ) -> None:
-        self.limit, self.window = _whole("limit", limit, self.MOST), window
         micros = _micros("window", window)
+        self.limit, self.window = _whole("limit", limit, self._highest(micros)), window
         self._prepare(r, name, limit, self.KEEP * micros, (limit, micros), now, on_error)
 
     def _prepare(
         self, r: Any, name: str, most: int, keep: int, own: Any, now: Clock, on_error: OnError
     ) -> None:
         """`most` is the highest cost, `keep` the µs for which a key matters, `own` the rest of ARGV."""
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"name is {name!r}; it must be a str that is not empty")
-        if on_error not in ("raise", "allow", "deny"):
-            raise ValueError(f"on_error is {on_error!r}; it must be 'raise', 'allow' or 'deny'")
+        _check(r, name, on_error)
         self._r, self.name, self._most, self._now, self._on_error = r, name, most, now, on_error
         self._sha = hashlib.sha1(self.LUA.encode()).hexdigest()
         # Keys expire by the server's time. Virtual time may pass more slowly: then they stay a minute more.
         ttl = math.ceil(keep / 1000) + (1_000 if now is None else 60_000)
         self._own = tuple(map(str, (ttl, *own)))
+
+    def _highest(self, window: int) -> int:
+        """The highest limit for a window of so many µs."""
+        raise NotImplementedError
 
     def hit(self, key: str, cost: int = 1) -> Decision:
         """Spend `cost` if there is room for all of it. One round trip."""
@@ -125,9 +154,7 @@ class _Limiter:
     def _ask(self, key: str, cost: int, sign: int) -> Decision:
         if type(cost) is not int or not 0 < cost <= self._most:
             _whole("cost", cost, self._most)
-        if not isinstance(key, str):
-            raise TypeError(f"key is {key!r}; it must be a str")
-        args = (1, f"{self.name}:{{{key}}}", sign * cost, *self._own)
+        args = (1, _key(self.name, key), sign * cost, *self._own)
         if self._now is not None:
             args += (_micros("now()", self._now(), 0, LATEST),)
         try:
@@ -135,10 +162,8 @@ class _Limiter:
                 answer = self._r.execute_command("EVALSHA", self._sha, *args)
             except exceptions.NoScriptError:
                 answer = self._r.execute_command("EVAL", self.LUA, *args)
-        except DOWN as error:
-            if self._on_error == "raise" or isinstance(error, exceptions.AuthenticationError):
-                raise
-            return Decision(True, 0, 0.0) if self._on_error == "allow" else Decision(False, 0, 1.0)
+        except FAILED as error:
+            return _instead(self._on_error, error)
         if type(answer) is int:
             return Decision(True, answer, 0.0)
         return Decision(False, answer[0], answer[1] / 1_000_000)
@@ -149,7 +174,8 @@ class FixedWindow(_Limiter):
 
     Promises only these aligned windows. `limit` at the end of one and `limit` at the start of the next are
     both admitted, so a window that lies across the edge may hold 2 · limit. Stores one number. `limit` may be
-    at most twice the window in µs: two million a second, or 172,800,000,000 a day.
+    at most twice the window in µs: two million a second, or 172,800,000,000 a day. Source: the counter on
+    redis.io's page on INCR, in one script, so that count and TTL change together.
     """
 
     # ARGV[3] limit, ARGV[4] window in µs. The key holds n · (limit + 1) + count, so that INCRBY counts.
@@ -171,23 +197,19 @@ class FixedWindow(_Limiter):
     return wait > 0 and {math.max(0, limit - count), wait} or limit - count
     """
 
-    def __init__(
-        self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
-    ) -> None:
-        windows = LATEST * 1_000_000 // _micros("window", window) + 2
-        _whole("limit", limit, EXACT // windows - 1)
-        super().__init__(r, name, limit=limit, window=window, now=now, on_error=on_error)
+    def _highest(self, window: int) -> int:
+        return EXACT // (LATEST * 1_000_000 // window + 2) - 1
 
 
 class SlidingLog(_Limiter):
     """At most `limit` in every window (t - window, t], whatever t is: the exact answer.
 
-    Stores the time of each admitted unit in a list, oldest first: some 11 bytes an entry (a sorted set takes
-    90 to 110), `limit` entries at most, which may be a million. Work: O(log n) to find what has left the
-    window, O(cost) to add.
+    Stores the time of each admitted unit, oldest first, in a list of at most `limit` entries, which may be a
+    million. Redis packs a list of numbers, some 11 bytes each; a sorted set only up to 128 entries, some 50
+    bytes each, 90 to 140 beyond. Work: O(log n) to find what has left the window, O(cost) to add. Source: the
+    log of times that is usually kept in a sorted set (`NaiveSortedSet`), without its mistakes.
     """
 
-    MOST = 1_000_000
     # ARGV[3] limit, ARGV[4] window in µs. The key holds the times, oldest first.
     LUA = """
     local time = redis.call('TIME')
@@ -217,15 +239,19 @@ class SlidingLog(_Limiter):
     return wait > 0 and {math.max(0, limit - used), wait} or limit - used
     """
 
+    def _highest(self, window: int) -> int:
+        return 1_000_000
+
 
 class SlidingCounter(_Limiter):
     """About `limit` in every window, estimated from the counts of two aligned windows.
 
     Admits while previous · (share of the previous window that a sliding one still sees) + current <= limit,
-    as if the previous window's requests had been spread evenly. Promised is `limit` in each aligned window. A
-    sliding window may hold up to, but not quite, 2 · limit (after a burst at the end of an aligned one), and
-    requests are refused that the log would admit (after a burst at the start). Stores one short string.
-    limit · window in µs may be at most 2^53: 100,000 a day is possible, a million a day is not.
+    as if the previous window's requests had been spread evenly. Promises at most `limit` in each aligned
+    window. A sliding window may hold up to, but not quite, 2 · limit (after a burst at the end of an aligned
+    one), and requests are refused that the log would admit (after a burst at the start). Stores one short
+    string. limit · window in µs may be at most 2^53: 100,000 a day is possible, a million a day is not.
+    Source: the approximation that Cloudflare described in 2017.
     """
 
     KEEP = 3
@@ -257,11 +283,8 @@ class SlidingCounter(_Limiter):
     return wait > 0 and {math.max(0, math.floor(room / window)), wait} or math.floor(room / window)
     """
 
-    def __init__(
-        self, r: Any, name: str, *, limit: int, window: float, now: Clock = None, on_error: OnError = "raise"
-    ) -> None:
-        _whole("limit", limit, EXACT // _micros("window", window))
-        super().__init__(r, name, limit=limit, window=window, now=now, on_error=on_error)
+    def _highest(self, window: int) -> int:
+        return EXACT // max(2, window)
 
 
 class TokenBucket(_Limiter):
@@ -270,7 +293,7 @@ class TokenBucket(_Limiter):
     Promises at most capacity + rate · t in any interval of t seconds: after a pause a burst of `capacity`, in
     the long run `rate` a second. Stores one short string. `rate` is held as the nearest fraction with a
     denominator of at most a million (0.1 is 1/10), and the level in whole parts of a token, so that nothing
-    is rounded.
+    is rounded. Source: the leaky bucket as a meter (Turner, 1986); as a bucket of tokens, RFC 2697.
     """
 
     # ARGV[3] parts a token, ARGV[4] parts that drip in each µs, ARGV[5] parts of a full bucket: all whole.
@@ -312,7 +335,7 @@ class GCRA(_Limiter):
     A unit takes an interval of window / limit to pay; up to `burst` units (default: limit) may be owed.
     Promises at most burst + t / interval in any interval of t seconds; with burst=1 admitted units are at
     least one interval apart. The interval is rounded up to a whole µs (3 a second: 333,334 µs). Stores one
-    number.
+    number. Source: "virtual scheduling" in ITU-T I.371 and the ATM Forum's traffic management.
     """
 
     # ARGV[3] interval in µs, ARGV[4] burst · interval. The key holds the TAT, the "theoretical arrival time".
@@ -359,8 +382,8 @@ class NaiveSortedSet:
     It means to admit `limit` in any window, and does not: (1) it adds first and counts afterwards, so refused
     requests count and a client that keeps trying is refused for ever; (2) the member is the time, so requests
     with one timestamp count once, and so does a cost above 1; (3) the time is the client's, so skewed clocks
-    over-admit. 90 to 110 bytes an entry, refused ones included. `retry_after` is a guess. Four commands in
-    one round trip.
+    over-admit. Refused requests take memory too: some 50 bytes each up to 128 of them, 90 to 140 beyond.
+    `retry_after` is a guess.
     """
 
     def __init__(
@@ -373,12 +396,14 @@ class NaiveSortedSet:
         now: Callable[[], float] = time.time,
         on_error: OnError = "raise",
     ) -> None:
+        _check(r, name, on_error)
         self.limit, self.window = _whole("limit", limit, EXACT // 2), _micros("window", window) / 1_000_000
         self._r, self.name, self._now, self._on_error = r, name, now, on_error
 
     def hit(self, key: str, cost: int = 1) -> Decision:
+        """Record the request, then count. Four commands in one round trip."""
         _whole("cost", cost, self.limit)
-        now, k = self._now(), f"{self.name}:{{{key}}}"
+        now, k = self._now(), _key(self.name, key)
         with self._r.pipeline() as pipe:
             pipe.zremrangebyscore(k, 0, now - self.window)
             pipe.zadd(k, {repr(now): now})
@@ -387,17 +412,16 @@ class NaiveSortedSet:
             return self._decide(pipe, 2, 0)
 
     def peek(self, key: str, cost: int = 1) -> Decision:
+        """Count without recording. One round trip."""
         _whole("cost", cost, self.limit)
         with self._r.pipeline() as pipe:
-            pipe.zcount(f"{self.name}:{{{key}}}", f"({self._now() - self.window!r}", "+inf")
+            pipe.zcount(_key(self.name, key), f"({self._now() - self.window!r}", "+inf")
             return self._decide(pipe, 0, cost)
 
     def _decide(self, pipe: Any, position: int, cost: int) -> Decision:
         try:
             count = pipe.execute()[position]
-        except DOWN:
-            if self._on_error == "raise":
-                raise
-            return Decision(self._on_error == "allow", 0, float(self._on_error == "deny"))
+        except FAILED as error:
+            return _instead(self._on_error, error)
         allowed = count + cost <= self.limit
         return Decision(allowed, max(0, self.limit - count), 0.0 if allowed else self.window)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
 
@@ -61,15 +61,29 @@ def test_with_a_sample_it_also_asks_what_is_left() -> None:
     assert result.room == ((0.0, -1), (0.25, -1), (0.3, 1), (0.5, -1), (0.75, -1), (1.0, -1))
 
 
-@given(times=st.lists(st.integers(0, 4_000_000).map(lambda micros: micros / 1e6), max_size=40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_held_counts_each_half_open_window(times: list[float]) -> None:
-    result = Replay(tuple(sorted(times)), ())
-    for at, held in result.held(0.5):
-        inside = [t for t in times if round(at * 1e6) - 500_000 < round(t * 1e6) <= round(at * 1e6)]
-        assert held <= len(inside)
-    most = max((sum(t <= s < t + 0.5 - 1e-9 for s in times) for t in times), default=0)
+@given(micros=st.lists(st.integers(0, 4_000_000), max_size=40).map(sorted))
+def test_held_counts_each_half_open_window(micros: list[int]) -> None:
+    result = Replay(tuple(at / 1e6 for at in micros), ())
+    counted = [sum(at - 500_000 < t for t in micros[: i + 1]) for i, at in enumerate(micros)]
+    assert result.held(0.5) == [(at / 1e6, held) for at, held in zip(micros, counted, strict=True)]
+    most = max((sum(t <= s < t + 500_000 for s in micros) for t in micros), default=0)
     assert result.most_in_any(0.5) == most
+
+
+def test_a_replay_is_a_table_of_requests() -> None:
+    result = Replay((0.5, 2.0), (0.75, 1.0, 1234.5))
+    assert result.df.to_dict("list") == {
+        "at": [0.5, 0.75, 1.0, 2.0, 1234.5],
+        "admitted": [True, False, False, True, False],
+    }
+    assert list(Replay((), ()).df.columns) == ["at", "admitted"]
+
+
+def test_a_notebook_shows_how_many_and_from_when_to_when() -> None:
+    html = Replay((0.5, 2.0), (0.75, 1.0, 1234.5))._repr_html_()
+    assert "<th>admitted</th><td>2</td><td>0.5 s</td><td>2 s</td>" in html
+    assert "<th>refused</th><td>3</td><td>0.75 s</td><td>1234.5 s</td>" in html
+    assert "<th>refused</th><td>0</td><td></td><td></td>" in Replay((1.0,), ())._repr_html_()
 
 
 def test_replays_of_one_limiter_do_not_meet(r: redis.Redis) -> None:

@@ -5,6 +5,7 @@
     result = replay(limiter, clock, steady(15, seconds=4))
     result                    # 40 admitted, 20 refused
     result.most_in_any(1)     # 10
+    result.df                 # a row a request
 
 Nothing waits: the clock is set to each request's time, so a replay is the same on every machine. A limiter is
 whatever has `hit(key)` and `peek(key)`.
@@ -17,7 +18,10 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _fresh = itertools.count(1)
 
@@ -42,6 +46,23 @@ class Replay:
 
     def __repr__(self) -> str:
         return f"{len(self.admitted)} admitted, {len(self.refused)} refused"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{title}</th>" for title in ("", "requests", "first", "last"))
+        body = ""
+        for name, times in (("admitted", self.admitted), ("refused", self.refused)):
+            ends = (f"{times[0]:.6g} s", f"{times[-1]:.6g} s") if times else ("", "")
+            cells = "".join(f"<td>{cell}</td>" for cell in (f"{len(times):,}", *ends))
+            body += f"<tr><th>{name}</th>{cells}</tr>"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row a request, in the order of time: when it came (s), and whether it was admitted."""
+        import pandas as pd
+
+        rows = [(at, True) for at in self.admitted] + [(at, False) for at in self.refused]
+        return pd.DataFrame(sorted(rows, key=lambda row: row[0]), columns=["at", "admitted"])
 
     def most_in_any(self, window: float) -> int:
         """The most that were admitted in any window of that length."""

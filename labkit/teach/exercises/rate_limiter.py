@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from threading import Thread
 from typing import Any
 from unittest import mock
+
+import redis
 
 from labkit.rig.traffic import Clock, Replay, at_once, at_random, steady
 from labkit.teach.exercises import Exercise, Failure, Wrong
@@ -16,7 +19,7 @@ from labkit.teach.lab import Lab
 
 BOUNDARY_STUB = '''
 class MyLimiter:
-    """At most `limit` in any `window` seconds, wherever they begin. `now()` tells the time in seconds."""
+    """At most `limit` in any `window` seconds, by all processes together. `now()`: the time in seconds."""
 
     def __init__(self, r, name, limit, window, now):
         raise NotImplementedError
@@ -154,6 +157,47 @@ BOUNDARY_WRONG = (
         "keys",
         "one count for all clients",
     ),
+    Wrong(
+        _HEAD
+        + """
+    def hit(self, key):
+        k, now = f"{self.name}:{key}", self.now()
+        self.r.zremrangebyscore(k, 0, now - self.window)
+        if self.r.zcard(k) >= self.limit:
+            return False
+        self.r.zadd(k, {uuid.uuid4().hex: now})
+        self.r.expire(k, int(self.window))
+        return True
+""",
+        "together",
+        "asks and writes in several round trips: two processes both find the last place free",
+    ),
+    Wrong(
+        _HEAD
+        + """
+        self.admitted = {}
+
+    def hit(self, key):
+        now = self.now()
+        recent = [at for at in self.admitted.get(key, []) if at > now - self.window]
+        self.admitted[key] = recent + [now] * (len(recent) < self.limit)
+        return len(recent) < self.limit
+""",
+        "shared",
+        "a dict: each process has a limit of its own",
+    ),
+    Wrong(
+        BOUNDARY.replace("self.limit, self.window) ==", "self.limit, 1.3 * self.window) =="),
+        "room",
+        "a window longer than asked: refuses what the limit allows",
+    ),
+    Wrong(
+        BOUNDARY.replace("redis.call('PEXPIRE'", "if not oldest then redis.call('PEXPIRE'").replace(
+            "window * 1000))", "window * 1000)) end"
+        ),
+        "ttl",
+        "only the first requests set the TTL: the key is gone while the newest still count",
+    ),
 )
 
 LIMIT, WINDOW = 5, 60.0
@@ -164,13 +208,12 @@ def _grade_boundary(kind: Any, lab: Lab) -> None:
     start = clock.at
 
     def run(times: Iterable[float]) -> Replay:
-        name = lab.key("limiter")
-        limiter = kind(lab.r, name, LIMIT, WINDOW, clock)
+        limiter = kind(lab.r, lab.key("limiter"), LIMIT, WINDOW, clock)
         answers: dict[bool, list[float]] = {True: [], False: []}
         for at in times:
             clock.at = start + at
             answers[bool(limiter.hit("alice"))].append(at)
-        _check_ttl(lab, name)
+        _check_ttl(lab)
         return Replay(tuple(answers[True]), tuple(answers[False]))
 
     _check_at_once(run)
@@ -178,12 +221,26 @@ def _grade_boundary(kind: Any, lab: Lab) -> None:
         late, early = at_once(LIMIT, at=WINDOW - 2, spread=1), at_once(LIMIT, at=WINDOW + gap, spread=1)
         _check_windows(run(late + early))
     _check_steady(run)
+    _check_room(run([0.0] * LIMIT + [WINDOW + 0.001]))
     for seed in range(3):
-        _check_windows(run(at_random(3 * LIMIT / WINDOW, seconds=4 * WINDOW, seed=seed)))
-    _check_two_keys(kind(lab.r, lab.key("limiter"), LIMIT, WINDOW, clock))
+        crowd = run(at_random(3 * LIMIT / WINDOW, seconds=4 * WINDOW, seed=seed))
+        _check_windows(crowd)
+        _check_room(crowd)
+
+    def several(*clients: redis.Redis) -> list[Any]:
+        name = lab.key("limiter")
+        return [kind(r, name, LIMIT, WINDOW, clock) for r in clients]
+
+    _check_two_keys(several(lab.r)[0])
+    _check_shared(several, lab)
+    _check_lasting(several, lab, clock)
+    for turn in range(1, 10):
+        if not _met(several, lab, turn):
+            break
 
 
 Run = Callable[[Iterable[float]], Replay]
+Several = Callable[..., list[Any]]
 
 
 def _check_at_once(run: Run) -> None:
@@ -230,8 +287,22 @@ def _check_windows(result: Replay) -> None:
             )
 
 
-def _check_ttl(lab: Lab, prefix: str) -> None:
-    for key in lab.r.scan_iter(match=f"{prefix}*"):
+def _check_room(result: Replay) -> None:
+    """Whoever was refused would have been one too many (give or take half a millisecond)."""
+    for at in result.refused:
+        held = sum(at - WINDOW - 0.0005 < t <= at for t in result.admitted)
+        if held < LIMIT:
+            raise Failure(
+                "room",
+                f"a request is refused although the last {WINDOW:g} s hold {held}; the limit is {LIMIT}",
+                f"admitted at {', '.join(f'{t:g}' for t in result.admitted if t <= at)} s; "
+                f"refused at {at:g} s",
+                "when a request leaves the window",
+            )
+
+
+def _check_ttl(lab: Lab) -> None:
+    for key in lab.r.scan_iter():
         if lab.r.pttl(key) < 0:
             raise Failure("ttl", "a key has no TTL", f"PTTL {key} -> {lab.r.pttl(key)}", "PEXPIRE")
 
@@ -242,6 +313,70 @@ def _check_two_keys(limiter: Any) -> None:
     if not limiter.hit("bob"):
         said = f"{LIMIT} requests of alice, then one of bob"
         raise Failure("keys", "bob is refused because of alice", said, "the name of the key")
+
+
+def _check_shared(several: Several, lab: Lab) -> None:
+    before = lab.r.dbsize()
+    one, other = several(lab.r, lab.client())
+    for _ in range(LIMIT):
+        one.hit("alice")
+    if lab.r.dbsize() == before:
+        said = f"{LIMIT} requests, and no key in Redis"
+        raise Failure("shared", "other processes cannot see what is counted", said, "what `r` is for")
+    if other.hit("alice"):
+        said = f"{LIMIT} requests through one instance, then one through another of the same name: admitted"
+        raise Failure("shared", "each process has a limit of its own", said, "what is kept in the instance")
+
+
+def _check_lasting(several: Several, lab: Lab, clock: Clock) -> None:
+    """Ten requests over two windows, and before each the TTL is put down as if time had really passed."""
+    before, (limiter,) = set(lab.r.scan_iter()), several(lab.r)
+    for number in range(1, 2 * LIMIT + 1):
+        limiter.hit("alice")
+        keys = set(lab.r.scan_iter()) - before
+        longest = max((lab.r.pttl(key) for key in keys), default=0)
+        if longest < WINDOW * 750:
+            said = f"a request every {1.01 * WINDOW / LIMIT:g} s; after number {number}: PTTL -> {longest}"
+            what = "the key is gone before its newest request has left the window"
+            raise Failure("ttl", what, said, "which requests set the TTL")
+        for key in keys:
+            lab.r.pexpire(key, round(WINDOW * 500))
+        clock.at += 1.01 * WINDOW / LIMIT
+
+
+def _met(several: Several, lab: Lab, turn: int) -> bool:
+    """With one place left: another process hits before what `one` sends `turn`-th. False: nothing was."""
+    armed, sent, answers = False, 0, list[bool]()
+
+    def pause() -> None:
+        nonlocal sent
+        sent += armed
+        if armed and sent == turn and not thread.ident:
+            thread.start()
+            thread.join(0.5)  # what waits for a lock of `one` comes later
+
+    class Pausing(redis.Connection):
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            pause()
+            send: Any = super().send_packed_command
+            send(command, check_health)
+
+    one, other = several(lab.client(connection_class=Pausing), lab.client())
+    thread = Thread(target=lambda: answers.append(bool(other.hit("alice"))), daemon=True)
+    for limiter in (one, *[other] * (LIMIT - 2)):
+        limiter.hit("alice")
+    armed = True
+    answers.append(bool(one.hit("alice")))
+    if sent >= turn:
+        thread.join(2)
+    if answers == [True, True]:
+        raise Failure(
+            "together",
+            "two processes that ask at the same moment both get the last place",
+            f"limit {LIMIT}, {LIMIT - 1} admitted; another process asks before your command {turn}",
+            "what may happen between two commands, and not within a script",
+        )
+    return sent >= turn
 
 
 # --- one_trip: atomic, on the server's clock --------------------------------------------------------
@@ -354,6 +489,43 @@ def hit(r, key, limit, window):
         "flushed",
         "EVALSHA alone does not survive SCRIPT FLUSH or a restart of the server",
     ),
+    Wrong(
+        """
+def hit(r, key, limit, window):
+    with r.pipeline(transaction=False) as pipe:
+        count, _ = pipe.incr(key).pexpire(key, int(window * 1000), nx=True).execute()
+    return count <= limit
+""",
+        "atomic",
+        "a pipeline is one round trip, but lets others in between",
+    ),
+    Wrong(
+        """
+import time
+
+admitted = {}
+
+def hit(r, key, limit, window):
+    r.set(key, "busy", px=int(window * 1000))
+    recent = [at for at in admitted.get(key, []) if at > time.monotonic() - window]
+    admitted[key] = recent + [time.monotonic()] * (len(recent) < limit)
+    return len(recent) < limit
+""",
+        "shared",
+        "the count is in this process, and a key for show in Redis",
+    ),
+    Wrong(
+        TRIP.replace("window * 1000", "window * 500"),
+        "window",
+        "windows half as long as asked",
+    ),
+    Wrong(
+        TRIP.replace("if count == 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end", "").replace(
+            "redis.call('INCR', KEYS[1])", "redis.call('SET', KEYS[1], count + 1, 'PX', ARGV[2])"
+        ),
+        "polite",
+        "every admitted request puts the end of the window off",
+    ),
 )
 
 
@@ -365,6 +537,7 @@ def _grade_trip(hit: Any, lab: Lab) -> None:
         _check_count(hit, lab, window)
     _check_clock(hit, lab)
     _check_hammering(hit, lab)
+    _check_polite(hit, lab)
     r.script_flush()
     try:
         hit(r, lab.key("trip"), 3, long)
@@ -386,6 +559,10 @@ def _check_trips(hit: Any, lab: Lab, window: float) -> None:
             ", ".join(exchange.command[0] for exchange in t.commands),
             "what remains if your process dies between them; then at EVAL",
         )
+    names = [exchange.command[0].upper() for exchange in t.commands]
+    if len(names) > 1 and (names[0], names[-1]) != ("MULTI", "EXEC"):
+        what = "the server may let another client in between your commands"
+        raise Failure("atomic", what, ", ".join(names), "MULTI/EXEC, or a script")
     if not 0 < lab.r.pttl(key) <= window * 1000:
         said = f"window {window:g} s: PTTL -> {lab.r.pttl(key)}"
         raise Failure("ttl", "the key has no TTL of at most the window", said, "PEXPIRE")
@@ -401,6 +578,10 @@ def _check_count(hit: Any, lab: Lab, window: float) -> None:
             f"window {window:g} s: {answers}",
             "what Redis makes of the TTL that you give it",
         )
+    lab.r.unlink(key)
+    if not hit(lab.r, key, 3, window):
+        said = "limit 3: refused, although the key was deleted just before"
+        raise Failure("shared", "the count is not in the key", said, "what other processes see")
 
 
 def _check_clock(hit: Any, lab: Lab) -> None:
@@ -420,16 +601,39 @@ def _check_clock(hit: Any, lab: Lab) -> None:
 
 
 def _check_hammering(hit: Any, lab: Lab) -> None:
-    key, end = lab.key("trip"), time.monotonic() + 2
-    while hit(lab.r, key, 3, 0.2):
-        pass
-    while not hit(lab.r, key, 3, 0.2):
-        if time.monotonic() > end:
+    """Three windows long; in them lie at most four windows, or parts of them."""
+    key, window, began, admitted = lab.key("trip"), 0.2, time.monotonic(), list[float]()
+    while (at := time.monotonic() - began) < 3 * window or (admitted[-1] < window and at < 2):
+        if hit(lab.r, key, 3, window):
+            admitted.append(at)
+    if admitted[-1] < window:
+        raise Failure(
+            "refused",
+            "a client that keeps trying is never admitted again",
+            f"window {window:g} s: refused without a pause for {at:.0f} s",
+            "when the TTL is set, and by which requests",
+        )
+    if (count := sum(at < 3 * window for at in admitted)) > 4 * 3:
+        raise Failure(
+            "window",
+            "the windows are shorter than asked",
+            f"limit 3, window {window:g} s: {count} admitted in {3 * window:g} s",
+            "the unit of the TTL that you give",
+        )
+
+
+def _check_polite(hit: Any, lab: Lab) -> None:
+    """Four requests so far apart that no window holds more than two."""
+    key, window = lab.key("trip"), 0.4
+    for i in range(4):
+        if i:
+            time.sleep(0.52 * window)
+        if not hit(lab.r, key, 3, window):
             raise Failure(
-                "refused",
-                "a client that keeps trying is never admitted again",
-                "window 0.2 s: refused without a pause for 2 s",
-                "when the TTL is set, and by which requests",
+                "polite",
+                "a client that sends two requests a window is refused; three are allowed",
+                f"limit 3, window {window:g} s, a request every {0.52 * window:.2f} s: number {i + 1}",
+                "which request sets the TTL: one that comes later must not put the end off",
             )
 
 
@@ -518,88 +722,96 @@ HONEST_WRONG = (
         "burst",
         "empty at first",
     ),
+    Wrong(
+        _spoilt(("return True, 0.0", "return True, 1 / self.rate")),
+        "honest",
+        "makes a client wait that was admitted",
+    ),
 )
 
-CAPACITY, RATE, ROUNDING = 10, 4, 1e-6
+ROUNDING = 1e-6
 
 
 def _grade_honest(kind: Any, lab: Lab) -> None:
     del lab
+    for capacity, rate in ((10, 4), (6, 0.5)):
+        _check_bucket(kind, capacity, rate)
+
+
+def _check_bucket(kind: Any, capacity: int, rate: float) -> None:
     clock = Clock(100.0)
 
     def fresh() -> Any:
         clock.at = 100.0
-        return kind(CAPACITY, RATE, clock)
+        return kind(capacity, rate, clock)
 
     bucket = fresh()
-    taken = sum(bool(bucket.hit()[0]) for _ in range(3 * CAPACITY))
-    if taken != CAPACITY:
-        said = f"capacity {CAPACITY}: {taken} at once"
+    taken = sum(bool(bucket.hit()[0]) for _ in range(3 * capacity))
+    if taken != capacity:
+        said = f"capacity {capacity}: {taken} at once"
         raise Failure("burst", "at first the bucket is full", said, "the level in __init__")
     clock.at += 1000
-    taken = sum(bool(bucket.hit()[0]) for _ in range(3 * CAPACITY))
-    if taken != CAPACITY:
+    taken = sum(bool(bucket.hit()[0]) for _ in range(3 * capacity))
+    if taken != capacity:
         raise Failure(
             "overflow",
             "after a long pause the bucket is full, not fuller",
-            f"capacity {CAPACITY}: {taken} at once after 1,000 s",
+            f"capacity {capacity}: {taken} at once after 1,000 s",
             "min()",
         )
-    _check_refused_is_free(fresh(), clock)
-    for cost in (3, 1, CAPACITY):
-        _check_wait(fresh(), clock, cost)
-    _check_rate(fresh(), clock)
+    _check_refused_is_free(fresh(), capacity)
+    for cost in (3, 1, capacity):
+        _check_wait(fresh(), clock, capacity, rate, cost)
+    _check_rate(fresh(), clock, capacity, rate)
 
 
-def _check_refused_is_free(bucket: Any, clock: Clock) -> None:
-    bucket.hit(CAPACITY - 1)
+def _check_refused_is_free(bucket: Any, capacity: int) -> None:
+    if (answer := tuple(bucket.hit(capacity - 1))) != (True, 0.0):
+        said = f"capacity {capacity}: hit({capacity - 1}) on a full bucket -> {answer}"
+        raise Failure("honest", "who is admitted need not wait: (True, 0.0)", said, "what you return")
     for _ in range(20):
-        bucket.hit(CAPACITY)
+        bucket.hit(capacity)
     if not bucket.hit(1)[0]:
         raise Failure(
             "refused",
             "a refused request must cost nothing",
-            f"one token is left; 20 requests for {CAPACITY} are refused; then one for 1 is refused too",
+            f"one token is left; 20 requests for {capacity} are refused; then one for 1 is refused too",
             "when you subtract",
         )
 
 
-def _check_wait(bucket: Any, clock: Clock, cost: int) -> None:
-    bucket.hit(CAPACITY)
+def _check_wait(bucket: Any, clock: Clock, capacity: int, rate: float, cost: int) -> None:
+    bucket.hit(capacity)
     clock.at += 0.1
     allowed, wait = bucket.hit(cost)
-    asked = f"rate {RATE}/s; 0.1 s after the bucket was emptied, hit({cost}) says: retry after {wait:.3f} s"
+    asked = f"rate {rate}/s; 0.1 s after the bucket was emptied, hit({cost}) says: retry after {wait:.3f} s"
     if allowed or wait <= 0:
-        raise Failure("honest", "an empty bucket must refuse, and say for how long", asked)
+        what = "an empty bucket must refuse, and say for how long"
+        raise Failure("honest", what, asked, "what you compare the level with")
     clock.at += wait + ROUNDING
     if not bucket.hit(cost)[0]:
         raise Failure(
             "honest", "after that time the same call is refused again", asked, "what is missing for it"
         )
-    if wait > (cost - 0.1 * RATE) / RATE + ROUNDING:
+    if wait > (cost - 0.1 * rate) / rate + ROUNDING:
         raise Failure("shortest", "that is longer than it takes", asked, "what is missing for it")
 
 
-def _check_rate(bucket: Any, clock: Clock) -> None:
+def _check_rate(bucket: Any, clock: Clock, capacity: int, rate: float) -> None:
     """A client that tries every 10 ms for 20 s."""
     times = []
     for _ in range(2000):
         clock.at += 0.01
         if bucket.hit()[0]:
             times.append(clock.at)
-    most = CAPACITY + RATE * 20
+    most = capacity + rate * 20
+    said = f"a request every 10 ms for 20 s: {len(times)} admitted"
     if len(times) > most + 1:
-        raise Failure(
-            "rate",
-            f"over t seconds at most capacity + rate · t may pass, here {most}",
-            f"a request every 10 ms for 20 s: {len(times)} admitted",
-            "what a refused request changes",
-        )
+        what = f"over t seconds at most capacity + rate · t may pass, here {most:g}"
+        raise Failure("rate", what, said, "what a refused request changes")
     if any(b < a for a, b in pairwise(times)) or len(times) < most - 2:
-        said = f"a request every 10 ms for 20 s: {len(times)} admitted"
-        raise Failure(
-            "rate", f"too little passes, {most} should", said, "when the level is brought up to date"
-        )
+        what = f"too little passes, {most:g} should"
+        raise Failure("rate", what, said, "when the level is brought up to date")
 
 
 EXERCISES = (
@@ -609,13 +821,16 @@ EXERCISES = (
         title="No window holds more than the limit",
         statement="Write a limiter that does not let twice the limit through at the edge of a window: in "
         "**any** `window` seconds at most `limit` requests of a key are admitted, and as many as "
-        "that allows. Refused requests do not count. Every key has a TTL. `now()` tells the time.",
+        "that allows. Several processes share the limit, and may ask at the same moment. Refused "
+        "requests do not count. Every key has a TTL, and stays as long as it matters. `now()` tells "
+        "the time.",
         answer="MyLimiter",
         stub=BOUNDARY_STUB.strip(),
         hints=(
             "A count cannot know when its requests were made. What would you have to remember instead?",
             "The request is fine unless the `limit`-th newest admitted one is younger than the window.",
             "A list, newest first: LINDEX key limit-1 is that one. LPUSH if you admit; LTRIM keeps it short.",
+            "Between two of your commands another process may ask. Nobody gets into a script: r.eval(…).",
         ),
         reference=BOUNDARY.strip(),
         wrong=BOUNDARY_WRONG,
@@ -626,8 +841,9 @@ EXERCISES = (
         name="one_trip",
         title="One atomic round trip on the server's clock",
         statement="`INCR` and then `EXPIRE` is two round trips, and a crash in between leaves a key that "
-        "never expires. Write a fixed window that takes one round trip, uses nobody's clock but "
-        "the server's, survives `SCRIPT FLUSH`, and also works for windows under a second.",
+        "never expires. Write a fixed window that takes one round trip, lets nobody in between, uses "
+        "no clock but the server's, survives `SCRIPT FLUSH`, and also works for windows under a "
+        "second. Several processes share the count: it is in `key`.",
         answer="hit",
         stub=TRIP_STUB.strip(),
         hints=(
