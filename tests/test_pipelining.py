@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from labkit.rig.model import Line, run_batches
+from labkit.rig.model import Line, Trial, Trials, run_batches
 from labkit.rig.proxy import Proxy
 from labkit.rig.server import Server
 from labkit.rig.wire import tap
@@ -73,6 +73,31 @@ def test_batches_really_run(server: Server, commands: int, b: int, trips: int) -
         assert run_batches(r, commands, b) > 0
     assert (t.round_trips, len(t.commands)) == (trips, commands)
     r.close()
+
+
+def test_a_line_moves_with_the_server() -> None:
+    assert Line(fixed=2 * MS, each=5).further(3) == Line(fixed=5 * MS, each=5)
+    assert Line(fixed=2 * MS, each=5).further(-2) == Line(fixed=0, each=5)
+
+
+def test_a_trial_holds_each_way_against_the_model(link: Proxy) -> None:
+    trials = Trials(link)
+    trial = trials.run(delay=1.0, batch=10, commands=50)
+    assert list(trial.rows) == ["one by one", "batches of 10"]
+    one, batches = trial.rows.values()
+    assert one[0] and one[0] > 50 * MS and batches[0] and batches[0] > 5 * MS
+    model = trials.line.further(-1)
+    assert [one[1], batches[1]] == [model.total(50, 1), model.total(50, 10)]
+    assert trials.run(delay=20.0, batch=1000, commands=2000).rows["one by one"][0] is None
+
+
+def test_a_trial_is_a_value() -> None:
+    rows = {"one by one": (None, 40_000 * MS), "batches of 50": (60 * MS, 58 * MS)}
+    trial = Trial(delay=20, batch=50, commands=2_001, rows=rows)
+    assert repr(trial) == "2,001 GETs, 20 ms away: 2,001 waits, or 41"
+    assert trial == Trial(20, 50, 2_001, dict(rows))
+    assert trial.df.loc["batches of 50"].to_dict() == {"measured_ms": 60, "expected_ms": 58}
+    assert trial.df["measured_ms"].isna().tolist() == [True, False]
 
 
 # --- the pictures ------------------------------------------------------------------------------------
@@ -150,6 +175,43 @@ def transfer(r, source, target, amount):
         pipe.decrby(source, amount).incrby(target, amount)
         return True
     return r.transaction(move, source, value_from_callable=True)
+""",
+    ),
+    "transfer by a script that writes only what it has read, again and again": (
+        "transfer",
+        """
+def transfer(r, source, target, amount):
+    swap = r.register_script(
+        "if (redis.call('GET', KEYS[1]) or '0') ~= ARGV[1] then return 0 end "
+        "redis.call('DECRBY', KEYS[1], ARGV[2]) redis.call('INCRBY', KEYS[2], ARGV[2]) return 1"
+    )
+    while int(have := r.get(source) or "0") >= amount:
+        if swap([source, target], [have, amount]):
+            return True
+    return False
+""",
+    ),
+    "transfer that waits a little longer each time": (
+        "transfer",
+        """
+import time
+import redis
+
+def transfer(r, source, target, amount):
+    pause = 0.001
+    while True:
+        with r.pipeline() as pipe:
+            try:
+                pipe.watch(source, target)
+                if int(pipe.get(source) or 0) < amount:
+                    return False
+                pipe.multi()
+                pipe.decrby(source, amount).incrby(target, amount)
+                pipe.execute()
+                return True
+            except redis.WatchError:
+                time.sleep(pause)
+                pause *= 2
 """,
     ),
     "load in transactions": (

@@ -2,6 +2,9 @@
 
 line = Line.fit({1: 1.1e6, 10: 1.2e6, 100: 2.4e6})     # commands in a batch: ns
 line.fixed, line.each, line.at(1000), line.half
+
+trials = Trials(link)                                  # a Proxy: measures the line of this machine
+trials.run(delay=4, batch=50, commands=1000).rows      # {way: (measured, expected)} in ns
 """
 
 from __future__ import annotations
@@ -10,9 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit.rig.bench import human_time
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from labkit.rig.proxy import Proxy
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,6 +59,10 @@ class Line:
         """The batch size at which half of the time is waiting: beyond it, no batch is ever twice as fast."""
         return self.fixed / self.each
 
+    def further(self, ms: float) -> Line:
+        """The line of a server that is so many milliseconds further away; the commands cost the same."""
+        return Line(self.fixed + ms * 1e6, self.each)
+
     def residuals(self, points: Mapping[int, float]) -> dict[int, float]:
         """By how much of the line's time each measured time lies above (+) or below (-) the line."""
         return {b: t / self.at(b) - 1 for b, t in points.items()}
@@ -83,3 +95,52 @@ def measured_and_expected(
         return None, expected
     runs = 2 if 2 * expected < budget else 1
     return min(run_batches(r, commands, b) for _ in range(runs)), expected
+
+
+@dataclass(frozen=True, repr=False)
+class Trial:
+    """So many commands, one by one and in batches: what each way took, and what the model expects.
+
+    `rows` gives for each way (measured, expected) in ns; measured is None where it would have taken too long
+    and was not run. `delay` is in ms.
+    """
+
+    delay: float
+    batch: int
+    commands: int
+    rows: Mapping[str, tuple[float | None, float]]
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row a way, times in ms."""
+        import pandas as pd
+
+        times = [[ns and ns / 1e6 for ns in row] for row in self.rows.values()]
+        return pd.DataFrame(times, index=list(self.rows), columns=["measured_ms", "expected_ms"])
+
+    def __repr__(self) -> str:
+        waits = ceil(self.commands / self.batch)
+        return f"{self.commands:,} GETs, {self.delay:g} ms away: {self.commands:,} waits, or {waits:,}"
+
+
+class Trials:
+    """A server behind a link, and the line of its costs: trials at any delay, each held against the model.
+
+    The line is measured once, 2 ms away; at other delays it is moved by the difference. Each trial sets the
+    delay of `link`.
+    """
+
+    CALIBRATED_AT = 2.0
+
+    def __init__(self, link: Proxy) -> None:
+        self.link, self.r = link, link.client()
+        link.delay(self.CALIBRATED_AT)
+        self.line = Line.fit({b: min(run_batches(self.r, b, b) for _ in range(7)) for b in (1, 300)})
+
+    def run(self, delay: float, batch: int, commands: int) -> Trial:
+        """So many GETs, one by one and in batches, `delay` ms away."""
+        self.link.delay(delay)
+        model = self.line.further(delay - self.CALIBRATED_AT)
+        ways = {"one by one": 1, f"batches of {batch}": batch}
+        rows = {way: measured_and_expected(self.r, model, commands, b) for way, b in ways.items()}
+        return Trial(delay, batch, commands, rows)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import labkit
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
-from labkit.rig.model import Line, measured_and_expected, run_batches
+from labkit.rig.model import Trials
 from labkit.rig.traffic import SHAPES, Clock, replay
 from labkit.show import plot
 
@@ -108,19 +108,12 @@ def pipelining(link: Proxy) -> Playground:
     Commands run against the server behind `link`, whose delay this sets. What would take over 1.5 s is not
     run, and the picture says so.
     """
-    r = link.client()
-    link.delay(2)
-    line = Line.fit({b: min(run_batches(r, b, b) for _ in range(7)) for b in (1, 300)})
+    trials = Trials(link)
 
     def draw(delay: float, batch: int, commands: int) -> Figure:
-        link.delay(delay)
-        model = Line(line.fixed + (delay - 2) * 1e6, line.each)
-        ways = {"one by one": 1, f"batches of {batch}": batch}
-        rows = {name: measured_and_expected(r, model, commands, b) for name, b in ways.items()}
+        trial = trials.run(delay, batch, commands)
         figure, ax = plot.figure(0.36)
-        trips = -(-commands // batch)
-        title = f"{commands:,} GETs, {delay:g} ms away: {commands:,} waits, or {trips:,}"
-        plot.measured_and_model(rows, ax, title=title)
+        plot.measured_and_model(trial.rows, ax, title=repr(trial))
         return figure
 
     controls = {

@@ -377,26 +377,38 @@ def count_all(r, names):
         "failed",
         "an exception in the replies is not falsy",
     ),
+    Wrong(
+        """
+def count_all(r, names):
+    pipe = r.pipeline(transaction=False)
+    for name in names:
+        pipe.incr(name)
+    replies = pipe.execute(raise_on_error=False)
+    return [name for name, reply in zip(names, replies) if "WRONGTYPE" in str(reply)]
+""",
+        "failed",
+        "knows one error by its text; a string that is no number gives another",
+    ),
 )
 
 
 def _grade_count(count_all: Any, lab: Lab) -> None:
-    names = [lab.key(f"counter:{i}") for i in range(6)]
-    bad = [names[1], names[4]]
-    for name in bad:
-        lab.r.rpush(name, "a list, no counter")
-    call = "count_all(r, names) where the 2nd and the 5th of 6 keys are lists"
+    names = [lab.key(f"counter:{i}") for i in range(7)]
+    bad = [names[1], names[3], names[5]]
+    lab.r.rpush(names[1], "a list, no counter")
+    lab.r.mset({names[3]: "abc", names[5]: 2**63 - 1, names[6]: 41})
+    call = "count_all(r, names): of 7 keys the 2nd is a list, the 4th holds abc, the 6th the largest integer"
     with lab.tap() as t:
         failed = count_all(lab.r, names)
     for number, name in enumerate(names, 1):
-        value = None if name in bad else lab.r.get(name)
-        if name not in bad and value != "1":
-            what = f"counter {number} is at {value!r}; each was to be counted once"
+        due = "42" if name == names[6] else "1"
+        if name not in bad and (value := lab.r.get(name)) != due:
+            what = f"counter {number} is at {value!r}, and {due!r} was due: each is to be counted once"
             raise Failure("counted", what, call, "what had succeeded already when an error came")
     if sorted(failed or []) != sorted(bad):
         which = [names.index(n) + 1 for n in failed or [] if n in names]
-        what = f"it reports counters {which} as failed; 2 and 5 did"
-        raise Failure("failed", what, call, "isinstance(reply, Exception)")
+        what = f"it reports counters {which} as failed; 2, 4 and 6 did"
+        raise Failure("failed", what, call, "isinstance(reply, Exception), whatever the error says")
     if t.round_trips != 1:
         raise Failure("round_trips", f"it took {t.round_trips} round trips; one suffices", call, "a pipeline")
 
@@ -526,6 +538,29 @@ def transfer(r, source, target, amount):
     ),
     Wrong(
         """
+import redis
+
+def transfer(r, source, target, amount):
+    for attempt in range(3):
+        with r.pipeline() as pipe:
+            try:
+                pipe.watch(source)
+                if int(pipe.get(source) or 0) < amount:
+                    return False
+                pipe.multi()
+                pipe.decrby(source, amount)
+                pipe.incrby(target, amount)
+                pipe.execute()
+                return True
+            except redis.WatchError:
+                continue
+    return False
+""",
+        "gives_up",
+        "False after three attempts, although there is enough",
+    ),
+    Wrong(
+        """
 def transfer(r, source, target, amount):
     pipe = r.pipeline()
     pipe.decrby(source, amount)
@@ -539,6 +574,10 @@ def transfer(r, source, target, amount):
 )
 
 
+STUBBORN = 10
+"""So many attempts in a row are spoiled by others; the next one is not."""
+
+
 class _Bank:
     """Two accounts, and a client to which something may happen before each command that it sends.
 
@@ -550,19 +589,20 @@ class _Bank:
         self.other_client = lab.client()
         self.source, self.target = lab.key("source"), lab.key("target")
         self.other_client.mset({self.source: have, self.target: other})
-        self.sent = 0
+        self.sent = self.attempts = 0
         self.between: Callable[[int], None] = lambda number: None
         self.r = lab.client(connection_class=_one_at_a_time(self))
         self.r.ping()
-        self.sent = 0
+        self.sent = self.attempts = 0
 
     def balances(self) -> tuple[int, int]:
         have, other = self.other_client.mget(self.source, self.target)
         return int(have or 0), int(other or 0)
 
-    def before(self) -> None:
+    def before(self, command: bytes) -> None:
         self.sent += 1
         self.between(self.sent)
+        self.attempts += command.upper() in (b"EXEC", b"EVAL", b"EVALSHA", b"FCALL")
 
 
 def _one_at_a_time(bank: _Bank) -> type[redis.Connection]:
@@ -573,7 +613,7 @@ def _one_at_a_time(bank: _Bank) -> type[redis.Connection]:
             send: Any = super().send_packed_command
             data, at = b"".join([command] if isinstance(command, bytes) else command), 0
             while at < len(data) and (found := parse(data, at)):
-                bank.before()
+                bank.before(found[0].value[0].value)
                 send([data[at : found[1]]], check_health=False)
                 _await_reply(self._get_socket())
                 at = found[1]
@@ -618,25 +658,30 @@ def _check_half(transfer: Any, lab: Lab) -> None:
 
 
 def _check_lost(transfer: Any, lab: Lab) -> None:
-    bank = _Bank(lab, 100, 0)
+    bank, paid = _Bank(lab, 100, 0), [0]
 
     def deposit(number: int) -> None:
-        if number in (2, 3, 4):
+        if number > 1 and bank.attempts < STUBBORN:
             bank.other_client.incrby(bank.source, 10)
             bank.other_client.incrby(bank.target, 1)
+            paid[0] += 1
 
     bank.between = deposit
-    call = "transfer of 30 from 100 to 0; another client pays 10 and 1 in before your 2nd to 4th command"
+    call = f"transfer of 30 from 100 to 0; between your commands, until your attempt number {STUBBORN + 1}, "
+    call += "another client pays 10 and 1 in"
+    gives_up, look = (
+        "",
+        "a loop without a bound: watch, read, decide, multi, write, execute; again on WatchError",
+    )
     try:
-        transfer(bank.r, bank.source, bank.target, 30)
+        if not transfer(bank.r, bank.source, bank.target, 30):
+            gives_up = "it says False although source has enough: others were faster, and it gave up"
     except redis.WatchError:
-        look = "a loop around it: watch, read, decide, multi, write, execute; again on WatchError"
-        raise Failure(
-            "gives_up", "it gives up with WatchError when another client was faster", call, look
-        ) from None
-    paid = min(max(bank.sent - 1, 0), 3)
-    if bank.balances() != (70 + 10 * paid, 30 + paid):
-        what = f"the accounts hold {bank.balances()}; {(70 + 10 * paid, 30 + paid)} were due"
+        gives_up = "it gives up with WatchError when another client was faster"
+    if gives_up:
+        raise Failure("gives_up", gives_up, call, look)
+    if bank.balances() != (due := (70 + 10 * paid[0], 30 + paid[0])):
+        what = f"the accounts hold {bank.balances()}; {due} were due"
         raise Failure("lost", what, call, "values that were read before and are written later")
 
 
@@ -699,8 +744,9 @@ EXERCISES = (
         stem="pipelining",
         name="count_all",
         title="a batch in which some commands fail",
-        statement="Add 1 to each counter, all in one round trip. Some of the keys may hold no number: count "
-        "the others exactly once, and return the names of those that failed.",
+        statement="Add 1 to each counter, all in one round trip. Some of the keys may hold what cannot be "
+        "counted: a list, a text, the largest integer there is. Count the others exactly once, and return "
+        "the names of those that failed.",
         answer="count_all",
         stub=COUNT_STUB.strip() + "\n",
         hints=(
@@ -717,7 +763,9 @@ EXERCISES = (
         name="transfer",
         title="a transfer that is safe while others write",
         statement="Move money between two accounts, if there is enough. Nobody may ever see half of it, no "
-        "payment of others may be lost, no account overdrawn, whatever happens between your commands.",
+        "payment of others may be lost, no account overdrawn, whatever happens between your commands. "
+        "`False` means one thing only, that there was too little: however often others are faster, do not "
+        "give up.",
         answer="transfer",
         stub=TRANSFER_STUB.strip() + "\n",
         hints=(
