@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import labkit
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "labkit"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -51,7 +53,10 @@ def _imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; there is one way to name each module"
-            found.add(node.module or "")
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" if module == "labkit" else module for alias in node.names}
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found |= {str(word.value) for word in node.args if isinstance(word, ast.Constant)}
     return found
 
 
@@ -59,18 +64,41 @@ def _imports(path: Path) -> set[str]:
     "path", [p for p in MODULES if p not in (PACKAGE / "__init__.py", PACKAGE / "__main__.py")], ids=_name
 )
 def test_imports_follow_the_arrows(path: Path) -> None:
-    room = _room(path)
+    _check_imports(path, _room(path), _name(path))
+
+
+def _check_imports(path: Path, room: str, name: str) -> None:
     patterns = {_name(pattern) for pattern in PATTERNS}
     allowed_outside = OUTSIDE[room] | ({"sqlalchemy"} if path.name == "cache.py" else set())
     for module in _imports(path):
         top = module.partition(".")[0]
         if top == "labkit":
             home = "patterns" if module in patterns else ".".join(module.split(".")[:2])
-            assert home in INSIDE[room], f"{_name(path)} ({room}) imports {module}"
+            home = "labkit" if module.removeprefix("labkit.") in labkit.__all__ else home
+            assert home in INSIDE[room], f"{name} imports {module}, which {room} may not"
         else:
             assert top in sys.stdlib_module_names | allowed_outside, (
-                f"{_name(path)} ({room}) imports {module}"
+                f"{name} imports {module}, which {room} may not"
             )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from labkit import rate_limiter",
+        "from labkit import teach",
+        "from labkit.teach import check",
+        "import labkit.show.plot",
+        "import matplotlib.pyplot",
+        "from importlib import import_module\nimport_module('matplotlib')",
+    ],
+)
+def test_the_arrows_are_seen_however_an_import_is_written(code: str, tmp_path: Path) -> None:
+    (tmp_path / "rig").mkdir()
+    module = tmp_path / "rig" / "odd.py"
+    module.write_text(code)
+    with pytest.raises(AssertionError, match=r"odd\.py imports"):
+        _check_imports(module, "rig", "odd.py")
 
 
 def test_importing_labkit_is_light() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
+from test_server import alive, eventually
 
 from labkit.rig import bench
 from labkit.rig.bench import ProcessFailed, Run, Sweep, compare, human_time, measure, processes, sweep
@@ -274,24 +274,8 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     script, pids = tmp_path / "orphans.py", tmp_path / "pids"
     script.write_text(ORPHANS)
     parent = subprocess.Popen([sys.executable, str(script), str(pids)])
-    _wait_until(lambda: pids.exists() and pids.read_text().count("\n") == 2)
+    assert eventually(lambda: pids.exists() and pids.read_text().count("\n") == 2, 20)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     children = [int(pid) for pid in pids.read_text().split()]
-    _wait_until(lambda: not any(map(_alive, children)))
-
-
-def _wait_until(condition: Any, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be in time"
-        time.sleep(0.01)
-
-
-def _alive(pid: int) -> bool:
-    """Whether it still runs; a zombie that nobody has reaped does not."""
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
+    assert eventually(lambda: not any(map(alive, children)), 20)

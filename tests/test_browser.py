@@ -22,8 +22,6 @@ import pytest
 
 from labkit.rig.doctor import find_browser
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 FLAGS = [
@@ -96,13 +94,14 @@ for playground in [o for o in gc.get_objects() if isinstance(o, Playground)]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    path = find_browser()
+    reason, path = "no Chromium here: apt-get install chromium", find_browser()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason, path = "playwright is not installed: pip install playwright", None
     if path is None:
-        reason = "no Chromium here: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with playwright_api.sync_playwright() as playwright:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield opened
         opened.close()

@@ -34,10 +34,19 @@ def _name(value: Any) -> str:
 
 
 def _hostile(exercise: Exercise, body: str) -> Any:
-    """An answer of the shape that is asked for, each of whose functions does `body`."""
+    """An answer as it is asked for: a function that does `body`, or a class each of whose methods does."""
     if not re.search(rf"^class {exercise.answer}\b", exercise.stub, re.M):
         return exercise.build(f"def {exercise.answer}(*a, **k):\n    {body}\n")
-    code = f"class {exercise.answer}:\n    def __init__(self, *a, **k):\n        {body}\n"
+    code = f"""
+class {exercise.answer}:
+    def __init__(self, *a, **k):
+        pass
+
+    def __getattr__(self, name):
+        def method(*a, **k):
+            {body}
+        return method
+"""
     return exercise.build(code)
 
 

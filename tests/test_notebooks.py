@@ -81,6 +81,12 @@ def _code(notebook: Any) -> list[Any]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def _prints_text(cell: Any) -> bool:
+    """Not so a cell that only defines or starts something, nor one whose output is a picture."""
+    pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    return len(cell.outputs) > len(pictures)
+
+
 def _where(notebook: Any, cell: Any) -> str:
     first = (cell.source.strip().splitlines() or ["(empty)"])[0]
     return f"cell {notebook.cells.index(cell) + 1}, `{first}`"
@@ -105,8 +111,11 @@ def test_at_least_85_percent_of_code_cells_are_compared(
     cells = _code(_read(path))
     compared = [cell for cell in cells if EXEMPT not in _tags(cell)]
     share = len(compared) / len(cells)
+    telling = [cell for cell in compared if _prints_text(cell)]
     record_property(
-        "summary", f"{path.stem}: {len(compared)} of {len(cells)} code cells compared, {share:.0%}"
+        "summary",
+        f"{path.stem}: {len(compared)} of {len(cells)} code cells compared, {share:.0%}; "
+        f"{len(telling)} of them print a text, the others are to print nothing or a picture",
     )
     assert share >= 0.85
 
@@ -229,6 +238,9 @@ def test_exercises_stand_in_the_chapter(path: Path) -> None:
         assert cells[at].source.strip() == exercise.stub.strip()
         assert f"check.{stem}.{exercise.name}({exercise.answer})" in cells[at + 1].source
         assert "○ not attempted yet" in "".join(output.get("text", "") for output in cells[at + 1].outputs)
+        before = notebook.cells[notebook.cells.index(cells[at]) - 1]
+        assert before.cell_type == "markdown"
+        assert " ".join(exercise.statement.split()) in " ".join(before.source.split()), exercise.name
 
 
 def test_key_literals_begin_with_the_prefix(path: Path) -> None:

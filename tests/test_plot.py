@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import colorsys
+import inspect
 import io
+import itertools
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import matplotlib as mpl
 import nbformat
@@ -54,6 +59,9 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
     "timeline": lambda ax: plot.timeline(
         {"ok": [0.1, 0.5], "failed": [0.2]}, ax, title="It came back", spans={"down": (0.15, 0.4)}
     ),
+    "memory": lambda ax: plot.memory({"kept": [10**6, 3 * 10**6]}, ax, limit=5 * 1024**2),
+    "waits": lambda ax: plot.waits({"KEYS": [(0.0, 0.1)], "SCAN": [(0.1, 0.001)]}, ax, title="KEYS stops"),
+    "speed-up": lambda ax: plot.speedup_map({0: {1: 10.0, 8: 2.0}, 1: {1: 20.0, 8: 3.0}}, ax),
 }
 
 
@@ -64,6 +72,8 @@ def test_every_plot_is_titled_labelled_and_of_one_width(draw: Callable[[Axes | N
     assert isinstance(figure, Figure)
     assert figure.get_suptitle()
     assert ax.get_xlabel()
+    assert ax.get_ylabel() or all(label.get_text() for label in ax.get_yticklabels())  # rows have names
+    assert len(ax.get_lines()) < 2 or ax.get_legend() or ax.get_yticklabels()[0].get_text()
     assert figure.get_figwidth() == plot.WIDTH
     assert str(figure).startswith("Figure(900x")
     figure.savefig(io.BytesIO(), format="png")
@@ -75,6 +85,33 @@ def test_every_plot_draws_into_the_axes_it_is_given(draw: Callable[[Axes | None]
     assert draw(ax) is ax
     assert ax.get_title(loc="left")
     assert pyplot.get_fignums() == []
+
+
+def test_every_plot_has_a_test() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    plots = {
+        name
+        for name, function in inspect.getmembers(plot, inspect.isfunction)
+        if function.__module__ == plot.__name__ and not name.startswith("_") and name != "new_axes"
+        if "ax" in inspect.signature(function).parameters
+    }
+    assert plots - {"legend"} <= set(re.findall(r"plot\.(\w+)\(", tests))
+
+
+def test_memory_shows_megabytes_and_the_limit() -> None:
+    ax = plot.memory({"kept": [1024**2, 3 * 1024**2]}, limit=5 * 1024**2)
+    kept, limit = ax.get_lines()
+    assert (xs(kept), ys(kept)) == ([1, 2], [1, 3])
+    assert set(ys(limit)) == {5}
+    assert "MB" in ax.get_ylabel()
+
+
+def test_waits_shows_each_answer_when_it_was_asked_for() -> None:
+    ax = plot.waits({"KEYS": [(0.0, 0.3)], "SCAN": [(0.1, 0.001), (0.2, 0.002)]}, title="t")
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["SCAN: 2 answers", "KEYS: 1 answer"]
+    assert ax.get_yscale() == "log"
 
 
 def xs(line: Line2D) -> list[float]:
@@ -147,5 +184,9 @@ def test_the_talk_style_is_larger() -> None:
 
 
 def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
+    colours = [colorsys.rgb_to_hls(*mpl.colors.to_rgb(colour)) for colour in plot.PALETTE]
+    for (hue, light, _), (next_hue, next_light, _) in itertools.pairwise(colours):
+        apart = abs(hue - next_hue)
+        assert min(apart, 1 - apart) > 0.1 or abs(light - next_light) > 0.15
     assert len(set(plot.PALETTE)) == 7
     assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(plot.PALETTE)

@@ -54,7 +54,8 @@ encode = Exercise(
     stem="start_here",
     name="encode",
     title="the server understands every command that you encode",
-    statement="Write `encode(*words)`: the bytes of one command. The grader sends them to a real server.",
+    statement="Be the client yourself: turn words into the bytes of act 2. "
+    "The grader sends them to a real server.",
     answer="encode",
     stub='''def encode(*words):
     """The bytes of one command: encode("SET", "k", "v")."""
@@ -170,26 +171,27 @@ def _check_ttl(r: Any, key: str, seconds: int, property: str, call: str) -> None
         raise Failure(property, "the key lives for another time", f"{call}; TTL -> {ttl}", "the unit")
 
 
+_IN_MILLISECONDS = "PX, which counts milliseconds"
+
+
 def _check_fraction(remember: Any, r: Any, key: str) -> None:
     """Bracketed by the server's clock: a pause in between can prove nothing, so then it is asked again."""
-    for _ in range(5):
-        began = _milliseconds(r)
-        try:
-            remember(r, key, "cleo", 0.5)
-            ends = r.pexpiretime(key)
-        except RedisError as error:
-            shown = f"remember(r, key, 'cleo', 0.5) -> {error}"
-            raise Failure(
-                "fraction", "half a second is refused", shown, "PX, which counts milliseconds"
-            ) from None
-        late = _milliseconds(r) - began
-        if began + 499 <= ends <= began + late + 501:
-            return
-        if late < 250:
-            shown = f"remember(r, key, 'cleo', 0.5); PTTL -> {ends - began if ends > 0 else ends}"
-            raise Failure(
-                "fraction", "half a second became another time", shown, "PX, which counts milliseconds"
-            )
+    for seconds in (0.5, 1.5):
+        call = f"remember(r, key, 'cleo', {seconds})"
+        for _ in range(5):
+            began = _milliseconds(r)
+            try:
+                remember(r, key, "cleo", seconds)
+                ends = r.pexpiretime(key)
+            except RedisError as error:
+                what = f"{seconds} seconds are refused"
+                raise Failure("fraction", what, f"{call} -> {error}", _IN_MILLISECONDS) from None
+            late = _milliseconds(r) - began
+            if began + seconds * 1000 - 1 <= ends <= began + late + seconds * 1000 + 1:
+                break
+            if late < 250:
+                shown = f"{call}; PTTL -> {ends - began if ends > 0 else ends}"
+                raise Failure("fraction", f"{seconds} seconds became another time", shown, _IN_MILLISECONDS)
 
 
 def _milliseconds(r: Any) -> int:
@@ -211,7 +213,8 @@ remember = Exercise(
     stem="start_here",
     name="remember",
     title="every key that you write has a TTL, from its first moment",
-    statement="Write `remember(r, key, value, seconds)`: the value is there for `seconds` (0.5, too).",
+    statement="No key without a TTL, from its first moment: also if your program dies between two commands. "
+    "Half a second is a time, too, and so is one and a half.",
     answer="remember",
     stub='''def remember(r, key, value, seconds):
     """Store value at key for that many seconds; a second call replaces both."""
@@ -254,6 +257,17 @@ def remember(r, key, value, seconds):
             "0.5 becomes 1",
         ),
         Wrong(
+            """
+def remember(r, key, value, seconds):
+    if seconds < 1:
+        r.set(key, value, px=round(seconds * 1000))
+    else:
+        r.set(key, value, ex=int(seconds))
+""",
+            "fraction",
+            "1.5 becomes 1",
+        ),
+        Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, str(seconds), ex=int(seconds))\n",
             "value",
             "stores something else",
@@ -272,9 +286,14 @@ def _grade_pattern(pattern: Any, lab: Lab) -> None:
         ("neighbour", "7", "the colon that ends the user's part"),
         ("elsewhere", "42", "where the user stands in the name, and where else 42 may stand"),
         ("glob", "ann*", "`*`, `?` and `[` in a user's name: a backslash takes their meaning"),
+        (
+            "glob",
+            "a\\b",
+            "a backslash in a user's name: it takes the meaning of what follows, so it needs one too",
+        ),
         ("glob", "[b]en?", "`*`, `?` and `[` in a user's name: a backslash takes their meaning"),
     ]
-    users = ["7", "70", "17", "42", "ann", "ann*", "anna", "[b]en?", "ben1", "b"]
+    users = ["7", "70", "17", "42", "ann", "ann*", "anna", "[b]en?", "ben1", "b", "a\\b", "ab"]
     names = [f"workbook:00:user:{user}:{what}" for user in users for what in ("name", "cart", "order:42:sum")]
     for name in names:
         r.set(name, "x", ex=60)
@@ -301,7 +320,8 @@ pattern = Exercise(
     stem="start_here",
     name="pattern",
     title="SCAN MATCH finds all keys of one user, and nobody else's",
-    statement="Keys are named `workbook:00:user:<user>:<what>`. Write `pattern(user)` for SCAN's MATCH.",
+    statement="Keys are named `workbook:00:user:<user>:<what>`. Which pattern finds all keys of one "
+    "user, and nobody else's?",
     answer="pattern",
     stub='''def pattern(user):
     """The MATCH pattern for all keys workbook:00:user:<user>:<what> of one user."""
@@ -346,6 +366,18 @@ def pattern(user):
             "glob",
             "only the star is quoted",
         ),
+        Wrong(
+            """
+import re
+
+
+def pattern(user):
+    quoted = re.sub(r"([*?\\[\\]])", r"\\\\\\1", user)
+    return f"workbook:00:user:{quoted}:*"
+""",
+            "glob",
+            "the backslash itself is not quoted",
+        ),
     ),
     grade=_grade_pattern,
 )
@@ -353,6 +385,7 @@ def pattern(user):
 # --- count: the size of a namespace, without blocking -------------------------------------------------------
 
 _MOST = 1_000
+_SCRIPTS = {"EVAL", "EVAL_RO", "EVALSHA", "EVALSHA_RO", "FCALL", "FCALL_RO"}
 
 
 def _grade_count(count: Any, lab: Lab) -> None:
@@ -378,6 +411,11 @@ def _check_commands(commands: Any) -> None:
         name, *words = (word.upper() for word in exchange.command)
         if name == "KEYS":
             raise Failure("keys", "KEYS stops every other client", "sent: KEYS", "SCAN, or scan_iter")
+        if name in _SCRIPTS:
+            shown = f"sent: {name}"
+            raise Failure(
+                "keys", "a script stops every other client until it ends", shown, "SCAN, or scan_iter"
+            )
         asked = int(words[words.index("COUNT") + 1]) if name == "SCAN" and "COUNT" in words else 10
         if asked > _MOST:
             shown = f"sent: {name} … COUNT {asked:,}"
@@ -413,7 +451,8 @@ count = Exercise(
     stem="start_here",
     name="count",
     title="you count keys without stopping anybody",
-    statement="Write `count(r, pattern)`: how many keys match, in steps of at most 1,000 keys.",
+    statement="How many keys match a pattern? Look at no more than 1,000 keys in a step, count every "
+    "key, and count none twice. Let the other clients in between two steps.",
     answer="count",
     stub='''def count(r, pattern):
     """How many keys match the pattern; in steps of at most 1,000 keys."""
@@ -430,6 +469,14 @@ def count(r, pattern):
 ''',
     wrong=(
         Wrong("def count(r, pattern):\n    return len(r.keys(pattern))\n", "keys", "KEYS"),
+        Wrong(
+            """
+def count(r, pattern):
+    return r.eval("return #redis.call('KEYS', ARGV[1])", 0, pattern)
+""",
+            "keys",
+            "KEYS in a script",
+        ),
         Wrong("def count(r, pattern):\n    return r.dbsize()\n", "all", "counts every key"),
         Wrong(
             "def count(r, pattern):\n    return len(r.scan(0, match=pattern, count=1000)[1])\n",
