@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import FullJitterBackoff
 from redis.exceptions import MaxConnectionsError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -79,7 +79,7 @@ def client(url: str, **options: Any) -> redis.Redis:
         "socket_timeout": 10,
         "socket_connect_timeout": 0.8,
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # a managed service's feature
-        "retry": RetryConnect(ExponentialWithJitterBackoff(base=0.01, cap=0.1), retries=3),
+        "retry": RetryConnect(FullJitterBackoff(base=0.01, cap=0.1), retries=3),
     }
     single = options.pop("single_connection_client", False)
     pool = Pool.from_url(url, **{**defaults, **options})

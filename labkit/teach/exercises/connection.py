@@ -41,7 +41,7 @@ class _Trial:
         self.result: Any = None
         try:
             self.result = answer(self._call, attempts, 0.1, 1.0, self.pauses.append, draw)
-        except (redis.RedisError, _Enough) as end:
+        except (redis.RedisError, OSError, _Enough) as end:
             self.raised = end
 
     def _call(self) -> str:
@@ -75,7 +75,21 @@ def _grade_retry(answer: Any, lab: Lab) -> None:
         raise Failure(
             "unknown", "it sent a command again that may have run", f"a timeout; {timeout}", look_at
         )
+    _grade_other_errors(answer)
     _grade_outage(answer)
+
+
+def _grade_other_errors(answer: Any) -> None:
+    """Errors that say nothing of a refused connection: the call failed, and would fail again."""
+    for error in (redis.ResponseError("WRONGTYPE of key"), OSError("No space left on device")):
+        trial = _Trial(answer, error, failing=1)
+        if trial.calls != 1 or trial.raised is not error:
+            raise Failure(
+                "other errors",
+                "an error that is no refusal goes to the caller at once",
+                f"{type(error).__name__}: {error}; {trial}",
+                "which errors you catch: redis.ConnectionError alone",
+            )
 
 
 def _grade_end(never: _Trial, refused: Exception) -> None:
@@ -103,6 +117,16 @@ def _grade_pauses(answer: Any, refused: Exception) -> None:
     if shortest.pauses != [0, 0, 0, 0, 0]:
         shown = f"uniform(low, high) that always draws low\n{shortest}"
         raise Failure("jitter", "each pause is drawn between 0 and its longest", shown, "uniform(0, …)")
+    middle = _Trial(answer, refused, failing=5, draw=_middle)
+    wanted = [limit / 2 for limit in wanted]
+    if any(abs(got - want) > 1e-9 for got, want in zip(middle.pauses, wanted, strict=True)):
+        shown = f"uniform(low, high) that always draws the middle: the pauses should be {wanted}\n{middle}"
+        message = "it draws first and cuts off afterwards, so that late pauses are mostly the cap itself"
+        raise Failure("draw below the cap", message, shown, "the order: min() first, then uniform()")
+
+
+def _middle(low: float, high: float) -> float:
+    return (low + high) / 2
 
 
 def _grade_outage(answer: Any) -> None:
@@ -278,6 +302,38 @@ def retry(call, attempts, base, cap, sleep, uniform):
             "unknown",
             "after a timeout the command may run twice",
         ),
+        Wrong(
+            """
+import redis
+
+def retry(call, attempts, base, cap, sleep, uniform):
+    for failures in range(1, attempts + 1):
+        try:
+            return call()
+        except redis.ConnectionError:
+            if failures == attempts:
+                raise
+        sleep(min(cap, uniform(0, base * 2 ** (failures - 1))))
+""",
+            "draw below the cap",
+            "late pauses are mostly the cap, and the herd meets again",
+        ),
+        Wrong(
+            """
+import redis
+
+def retry(call, attempts, base, cap, sleep, uniform):
+    for failures in range(1, attempts + 1):
+        try:
+            return call()
+        except (redis.ConnectionError, redis.ResponseError):
+            if failures == attempts:
+                raise
+        sleep(uniform(0, min(cap, base * 2 ** (failures - 1))))
+""",
+            "other errors",
+            "a wrong command is not cured by waiting",
+        ),
     ),
     grade=_grade_retry,
 )
@@ -328,8 +384,8 @@ def _grade_memory(answer: Any, lab: Lab, counter: str, other: str) -> None:
             "keeps", "the counter itself expires", f"TTL {counter} -> {lab.r.ttl(counter)}", "EXPIRE"
         )
     for marker in sorted(set(lab.r.scan_iter()) - {counter, other}):
-        if not 0 < (left := lab.r.ttl(marker)) <= 60:
-            shown = f"remember=60: TTL {marker} -> {left}"
+        if not 0 < (left := _left(lab.r, marker)) <= 60:
+            shown = f"remember=60: {marker} has {left} s to live (-1: for ever)"
             raise Failure("forgets", "a marker does not expire when it should", shown, "the EX of SET")
     brief = lab.key("brief")
     answer(lab.r, brief, "order-1", 1)
@@ -338,7 +394,21 @@ def _grade_memory(answer: Any, lab: Lab, counter: str, other: str) -> None:
     time.sleep(0.6)
     if answer(lab.r, brief, "order-1", 1) != 3:
         shown = "remember=1: order-1, order-2 after 0.6 s, order-1 again after 1.2 s"
-        raise Failure("forgets", "with traffic, nothing is ever forgotten", shown, "one key for each marker")
+        raise Failure(
+            "forgets", "with traffic, nothing is ever forgotten", shown, "one time to live for each marker"
+        )
+
+
+def _left(r: redis.Redis, marker: str) -> int:
+    """Seconds until all of this key is gone, -1 for never; the fields of a hash may end one by one."""
+    left = int(r.ttl(marker))
+    if left != -1 or r.type(marker) != "hash":
+        return left
+    try:
+        each = r.httl(marker, *r.hkeys(marker))
+    except redis.ResponseError:  # before Redis 7.4
+        return -1
+    return -1 if -1 in each else max(each)
 
 
 def _grade_slow_link(answer: Any, lab: Lab) -> None:
@@ -448,6 +518,23 @@ def count_once(r, counter, request, remember):
 """,
             "forgets",
             "one hash, whose time to live begins anew with each request",
+        ),
+        Wrong(
+            """
+SCRIPT = '''
+local reply = redis.call('HGET', KEYS[2], ARGV[1])
+if not reply then
+    reply = redis.call('INCR', KEYS[1])
+    redis.call('HSET', KEYS[2], ARGV[1], reply)
+end
+return tonumber(reply)
+'''
+
+def count_once(r, counter, request, remember):
+    return r.eval(SCRIPT, 2, counter, f"{counter}:seen", request)
+""",
+            "forgets",
+            "one hash for ever",
         ),
         Wrong(
             COUNT_ONCE.replace(
