@@ -64,6 +64,18 @@ class Pool(redis.ConnectionPool):
             ) from None
 
 
+def settings() -> dict[str, Any]:
+    """What every client of the workbook sets, over a cluster too; its retries come on top."""
+    return {
+        "protocol": 3,
+        "legacy_responses": False,
+        "decode_responses": True,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 0.8,
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # a managed service's feature
+    }
+
+
 def client(url: str, **options: Any) -> redis.Redis:
     """A client of the server at `url`; opens no connection before its first command.
 
@@ -72,17 +84,9 @@ def client(url: str, **options: Any) -> redis.Redis:
     may take 10 s: then TimeoutError, and the command may or may not have run (a blocking command that waits
     longer needs `socket_timeout=None`). `options` override, as for `redis.Redis`.
     """
-    defaults: dict[str, Any] = {
-        "protocol": 3,
-        "legacy_responses": False,
-        "decode_responses": True,
-        "socket_timeout": 10,
-        "socket_connect_timeout": 0.8,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # a managed service's feature
-        "retry": RetryConnect(FullJitterBackoff(base=0.01, cap=0.1), retries=3),
-    }
+    retry = RetryConnect(FullJitterBackoff(base=0.01, cap=0.1), retries=3)
     single = options.pop("single_connection_client", False)
-    pool = Pool.from_url(url, **{**defaults, **options})
+    pool = Pool.from_url(url, **{**settings(), "retry": retry, **options})
     r = redis.Redis(connection_pool=pool, single_connection_client=single)
     r.auto_close_connection_pool = True
     return r

@@ -23,11 +23,10 @@ from redis.exceptions import (
     RedisError,
     TimeoutError,
 )
-from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from labkit import PREFIX, LabkitError
-from labkit.rig.client import client
+from labkit.rig.client import client, settings
 from labkit.rig.server import OLDEST, Server, ServerFailed
 
 CONTAINER = ("127.0.0.1", 6390)
@@ -228,16 +227,8 @@ def _cluster(url: str, **options: Any) -> RedisCluster:
 
     MOVED and ASK are followed: a server that redirects a command has not run it.
     """
-    defaults: dict[str, Any] = {
-        "protocol": 3,
-        "legacy_responses": False,
-        "decode_responses": True,
-        "socket_timeout": 10,
-        "socket_connect_timeout": 0.8,
-        "maint_notifications_config": MaintNotificationsConfig(enabled=False),  # a managed service's feature
-        "retry": Retry(NoBackoff(), 0),
-    }
-    return RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **{**defaults, **options})
+    wanted = {**settings(), "retry": Retry(NoBackoff(), 0), **options}
+    return RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
 
 
 def _container(options: dict[str, Any]) -> tuple[Any, str] | None:

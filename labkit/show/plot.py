@@ -363,7 +363,7 @@ def pipeline_fit(
 
 def _residuals(ax: Axes) -> None:
     ax.axhline(0, color=BLACK, linewidth=1)
-    reach = max(10.0, *(abs(limit) for limit in ax.get_ylim()))
+    reach = 1.15 * max(10.0, *(abs(limit) for limit in ax.get_ylim()))  # no dot on the edge
     ax.set_ylim(-reach, reach)
     ax.set_ylabel("off the\nline (%)")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f}" if value else "0"))
