@@ -1,0 +1,411 @@
+"""Clients that wait to be told: each of their commands is one step, taken when the scheduler says so.
+
+An actor is an ordinary callable that takes a `redis.Redis`. It runs in a greenlet; its client's connections
+stop before each command that they send, and go on when `Actor.go()` is called. Nothing sleeps and no thread
+runs, so the same order of calls gives the same execution. Time is virtual for an actor: it passes while the
+actor sleeps or waits in vain, and otherwise not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any, Literal
+
+import redis
+from greenlet import GreenletExit, getcurrent, greenlet
+from redis.backoff import NoBackoff
+from redis.connection import Connection
+from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
+from redis.retry import Retry
+
+from labkit import LabkitError
+from labkit.rig.client import settings
+from labkit.rig.footprint import EVERYTHING, PURE, Footprint, first_word, text, words
+
+Command = tuple[Any, ...]
+How = Literal["run", "lose"]
+
+STATEFUL = {"SELECT", "CLIENT", "HELLO", "AUTH", "RESET", "READONLY"}
+"""After one of these a connection is not as it was; it is replaced before the next interleaving."""
+
+PUSHED = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC"}
+NOTED = STATEFUL | PUSHED | {"WATCH", "MULTI", "EXEC", "DISCARD", "UNWATCH"}
+"""Commands that leave something in their connection, or cannot be had."""
+
+
+def _here() -> Actor | None:
+    return getattr(getcurrent(), "actor", None)
+
+
+_PLAIN: Any = Connection
+"""redis-py's connection: what an actor's does when it does not stop."""
+
+
+class _Packed(list[bytes]):
+    """A packed pipeline that remembers its commands."""
+
+    commands: list[Command]
+
+
+class ActorConnection(Connection):
+    """A connection of redis-py that lets its actor stop before each command. Its handshake is no step."""
+
+    def __init__(self, *, actor: Actor, **options: Any) -> None:
+        _PLAIN.__init__(self, **options)
+        self.actor = actor
+        self.watched = PURE
+        self.queued: Footprint | None = None
+        self.changed = self.tracking = self.retired = self._direct = False
+        self._replies: deque[Any] = deque()
+
+    def connect_check_health(self, *args: Any, **options: Any) -> None:
+        if self._sock:
+            return
+        direct, self._direct = self._direct, True
+        try:
+            super().connect_check_health(*args, **options)
+        finally:
+            self._direct = direct
+
+    def disconnect(self, *args: Any, **options: Any) -> None:
+        self.watched, self.queued = PURE, None
+        self.changed = self.tracking = False
+        self._replies.clear()
+        _PLAIN.disconnect(self, *args, **options)
+
+    def can_read(self, timeout: float = 0) -> bool:
+        return False  # every reply has been read when the next command is sent
+
+    def pack_commands(self, commands: Any) -> Any:
+        commands = [tuple(command) for command in commands]
+        packed = _Packed(_PLAIN.pack_commands(self, commands))
+        packed.commands = commands
+        return packed
+
+    def send_command(self, *args: Any, **options: Any) -> None:
+        if self._direct:
+            _PLAIN.send_command(self, *args, **options)
+        else:
+            self._one(args)
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        commands = getattr(command, "commands", None)
+        if commands is None or self._direct:
+            _PLAIN.send_packed_command(self, command, check_health)
+            return
+        self._replies.clear()
+        if commands[0] == ("MULTI",) and commands[-1] == ("EXEC",):
+            self._take(commands, list(command), True)
+            return
+        collected = []
+        for number, args in enumerate(commands, 1):
+            self._one(args, last=number == len(commands))
+            collected.append(self._collected())
+        self._replies.extend(collected)
+
+    def _one(self, args: Command, last: bool = True) -> None:
+        if not self.actor.stage.footprints.blocking(args):
+            self._take((args,), self._command_packer.pack(*args), last)
+            return
+        endless, seconds = without_timeout(args)
+        self._take((args,), self._command_packer.pack(*endless), last)
+        self._wait(seconds)
+
+    def _take(self, commands: Sequence[Command], packed: list[bytes], last: bool) -> None:
+        """Stop; then send, and with a lost reply see to it that the server has done it all."""
+        if self.retired:
+            raise ConnectionError("this connection was of an execution that is over")
+        how = self.actor.step(commands, self, last)
+        if self._sock is None:
+            self.connect_check_health()
+        if self.tracking:
+            self._drain()
+        _PLAIN.send_packed_command(self, packed, False)
+        if how == "lose":
+            self._replies.clear()
+            for _ in commands:
+                self._collected()
+            self.disconnect()
+            self.actor.injected = TimeoutError("Timeout reading from socket")
+            raise self.actor.injected
+
+    def _collected(self) -> Any:
+        try:
+            return self.read_response()
+        except ResponseError as error:
+            return error
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        if self._replies:
+            reply = self._replies.popleft()
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+        if self._direct:
+            return _PLAIN.read_response(self, *args, **options)
+        try:
+            reply = _PLAIN.read_response(self, *args, **options)
+        except ResponseError as error:
+            self.actor.heard(error)
+            raise
+        self.actor.heard(reply)
+        return reply
+
+    def _drain(self) -> None:
+        """Read what has been pushed so far, so that nothing but a reply can be there to be read."""
+        self.actor.stage.r.ping()  # once this is answered, it has all been sent
+        while self._sock is not None and select.select([self._sock], [], [], 0)[0]:
+            _PLAIN.read_response(self, push_request=True)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Until the reply is there, the actor is blocked."""
+        sock: Any = self._sock
+        while not select.select([sock], [], [], 0)[0]:
+            if self.actor.stage.is_blocked(self.id):
+                self.actor.block(self, seconds)
+                return
+
+    @property
+    def id(self) -> int:
+        """The server's number for this client."""
+        hello: Any = self.handshake_metadata
+        return int(hello["id"])
+
+
+def without_timeout(args: Command) -> tuple[Command, float | None]:
+    """A blocking command that waits for ever, and the seconds that it was to wait (None: for ever)."""
+    said = [word.upper() for word in words(args)]
+    name, millis = said[0], False
+    if name in ("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"):
+        at = len(args) - 1
+    elif name in ("WAIT", "WAITAOF"):
+        at, millis = len(args) - 1, True
+    elif name in ("BLMPOP", "BZMPOP"):
+        at = 1
+    elif name in ("XREAD", "XREADGROUP") and (at := _block_of_streams(said)):
+        millis = True
+    else:
+        return args, None
+    value = float(text(args[at]))
+    endless = (*args[:at], 0, *args[at + 1 :])
+    return endless, (value / 1000 if millis else value) or None
+
+
+def _block_of_streams(said: list[str]) -> int:
+    """Where in XREAD or XREADGROUP the milliseconds stand; 0 if it is not to wait."""
+    first = 4 if said[0] == "XREADGROUP" else 1
+    options = said[first : said.index("STREAMS", first)]
+    return first + options.index("BLOCK") + 1 if "BLOCK" in options else 0
+
+
+class Actor:
+    """One client of a program: its callable in a greenlet, a redis-py client, and what has become of it.
+
+    `state` is "ready" (it sends `pending` next), "blocked" (in a command that waits), "done" or "crashed".
+    """
+
+    def __init__(self, letter: str, fn: Callable[[Any], Any], stage: Any, address: dict[str, Any]) -> None:
+        self.letter, self.fn, self.stage = letter, fn, stage
+        self.owner = frozenset(letter)
+        wanted = {**settings(), "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "driver_info": None}
+        self._pool = redis.ConnectionPool(
+            connection_class=ActorConnection, actor=self, **{**wanted, **address}
+        )
+        self._client = redis.Redis(connection_pool=self._pool)
+        self._greenlet: Any = None
+        self._marked = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.state: Literal["ready", "blocked", "done", "crashed"] = "ready"
+        self.pending: Sequence[Command] = ()
+        self.connection: ActorConnection | None = None
+        self.replies: list[Any] = []
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.injected: Exception | None = None
+        self.steps, self.elapsed = 0, 0.0
+        self.patience: float | None = None
+        self.last_of_batch = True
+        self._stopping, self._refused = False, 0
+
+    @property
+    def able(self) -> bool:
+        """Can it go on by itself?"""
+        return self.state == "ready" or (self.state == "blocked" and self.patience is not None)
+
+    def start(self) -> None:
+        """Begin anew: run to the first command."""
+        self._clear()
+        self.born = time.time(), time.monotonic()
+        self._scheduler: Any = getcurrent()
+        self._greenlet = greenlet(self._run)
+        self._greenlet.actor = self
+        self._greenlet.switch()
+
+    def _run(self) -> None:
+        try:
+            self.result = self.fn(copy(self._client))  # so that nothing is remembered of a client
+        except Exception as error:
+            self.error = None if self._stopping else error
+        self.state, self.pending = "done", ()
+
+    def go(self, how: How = "run") -> None:
+        """Take the pending step (or end a wait), and run on to the next."""
+        self.replies = []
+        self._greenlet.switch(how)
+
+    def step(self, commands: Sequence[Command], connection: ActorConnection | None, last: bool = True) -> How:
+        """Called in the actor's greenlet, before it sends: stop until `go()`."""
+        if self._stopping:
+            self._refuse()
+        if _here() is not self:
+            raise RuntimeError("an actor's client sends for its own actor only, and not from a thread")
+        self.pending, self.connection, self.last_of_batch = commands, connection, last
+        self.state = "ready"
+        try:
+            how: How = self._scheduler.switch()
+        except GreenletExit:
+            if _in_finalizer():  # which would print it
+                raise ConnectionError("this client has been stopped") from None
+            raise
+        return how
+
+    def _refuse(self) -> None:
+        """Whoever has been stopped and wants to tidy up finds its connection gone; who insists is ended."""
+        self._refused += 1
+        if self._refused > 1000:
+            said = f"client {self.letter} cannot be stopped: it goes on after any exception at all"
+            self._scheduler.throw(LabkitError(f"{said}. Remedy: let it catch Exception, not BaseException."))
+        raise ConnectionError("this client has been stopped") if self._refused < 50 else GreenletExit
+
+    def block(self, connection: ActorConnection, seconds: float | None) -> None:
+        """Called in the actor's greenlet, when the server lets it wait: stop until the reply is there."""
+        self.state, self.patience = "blocked", seconds
+        try:
+            self._scheduler.switch()
+        except GreenletExit:
+            connection.disconnect()
+            raise
+
+    def heard(self, reply: Any) -> None:
+        """A reply has been read."""
+        self.replies.append(reply)
+        if isinstance(reply, NoScriptError | list) and _is_cold(reply, self.pending[-1]):
+            self.stage.cold = True
+
+    def footprint(self) -> Footprint:
+        """What the pending step may read and write."""
+        connection, found = self.connection, PURE
+        for args in self.pending:
+            found |= self.stage.footprints.of(args) if first_word(args) != "EXEC" else PURE
+        if connection is None:
+            return found
+        if connection.tracking:
+            return EVERYTHING
+        executes = first_word(self.pending[-1]) == "EXEC"
+        if connection.queued is not None and not executes:
+            return PURE  # it is queued until EXEC
+        if executes:
+            found |= Footprint(reads=connection.watched.reads)
+            found |= connection.queued or PURE
+        return found
+
+    def note(self) -> None:
+        """Keep account of what the step that has just been taken leaves in its connection."""
+        connection = self.connection
+        if connection is None:
+            return
+        for args in self.pending:
+            name = first_word(args)
+            if name not in NOTED and connection.queued is None:
+                continue
+            self._marked = True
+            if name == "WATCH":
+                connection.watched |= self.stage.footprints.of(args)
+            elif name == "MULTI":
+                connection.queued = PURE
+            elif name in ("EXEC", "DISCARD", "UNWATCH"):
+                connection.watched, connection.queued = PURE, None
+            elif connection.queued is not None:
+                connection.queued |= self.stage.footprints.of(args)
+            elif name in STATEFUL:
+                connection.changed = True
+                kind = words(args)[1].upper() if name == "CLIENT" else ""
+                connection.tracking |= kind == "TRACKING"
+                if kind == "REPLY":
+                    raise ValueError("an actor cannot do without replies (CLIENT REPLY)")
+            else:
+                raise ValueError(f"an actor cannot {name}: what is pushed to it belongs to no step")
+
+    def sleep(self, seconds: float) -> None:
+        """What `time.sleep` is to an actor: a step, which takes `seconds` of the actor's own time."""
+        self.step((("SLEEP", seconds),), None)
+        self.elapsed += max(0.0, seconds)
+
+    def crash(self) -> None:
+        """Stop for good. A command that waits is withdrawn from the server."""
+        if self.state == "blocked" and self.connection is not None:
+            self.stage.kill_client(self.connection.id)
+        self.stop()
+        self.state = "crashed"
+
+    def stop(self) -> None:
+        """End the greenlet where it stands, without another command, and make the connections as new."""
+        self._stopping = True
+        if self.state == "done" and not self._marked:
+            return
+        if self._greenlet is not None and not self._greenlet.dead:
+            if self.state == "blocked" and self.connection is not None and self.connection._sock:
+                self.stage.kill_client(self.connection.id)
+            running, self._greenlet = self._greenlet, None
+            running.throw(GreenletExit)
+        self._greenlet = None
+        for connection in list(self._pool._in_use_connections):  # who was to give it back is gone
+            connection.retired = True
+            self._pool.release(connection)
+            self._pool._available_connections.remove(connection)
+            self._pool._created_connections -= 1
+            connection.disconnect()
+        for connection in self._pool._available_connections:
+            if connection.changed or connection.queued is not None or connection.watched != PURE:
+                connection.disconnect()
+        self._marked = False
+
+    def close(self) -> None:
+        self.stop()
+        self._pool.disconnect()
+
+
+def _in_finalizer() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_cold(reply: Any, args: Command) -> bool:
+    """Does this reply say that a script is not loaded yet?"""
+    if isinstance(reply, NoScriptError):
+        return True
+    return 0 in reply and [word.upper() for word in words(args)[:2]] == ["SCRIPT", "EXISTS"]
+
+
+LAZY = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+
+
+def letters(actors: Sequence[Any]) -> str:
+    """A, B, C, …: a letter for each actor."""
+    if not 1 <= len(actors) <= 26:
+        raise ValueError(f"{len(actors)} actors; there must be from 1 to 26")
+    for actor in actors:
+        if not callable(actor):
+            raise TypeError(f"an actor is {actor!r}; it must be a callable that takes a redis.Redis")
+        if any(is_lazy(actor) for is_lazy in LAZY):
+            raise TypeError(f"an actor is {actor!r}; it must be a plain function: calling it runs nothing")
+    return "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(actors)]

@@ -1,0 +1,340 @@
+"""A program of several clients on a real Redis, taken one step at a time, in whatever order.
+
+A *move* is a string: "A" lets client A take its next step (or, if it waits in a command, lets that time out),
+"~A" the same but the reply is lost, "!A" stops A for good, and "*key" lets a key with a TTL expire.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from labkit.rig.actors import Actor, Command, letters
+from labkit.rig.client import client
+from labkit.rig.footprint import PURE, Footprint, Footprints, text
+from labkit.rig.server import Server
+
+expire = "expire"
+"""Fault: any key that has a TTL may expire at any moment."""
+
+crash = "crash"
+"""Fault: any client may stop for good after any of its steps, also while it waits in a command."""
+
+lose_reply = "lose_reply"
+"""Fault: the server applies a step, and the client sees a timeout. Each client loses at most one reply."""
+
+FAULTS = (expire, crash, lose_reply)
+
+DEEPEST = 200
+"""After so many steps an interleaving is given up, and the verdict is at best "unknown"."""
+
+_EMPTY = """
+local keys = redis.call('KEYS', '*')
+for i = 1, #keys, 5000 do redis.call('UNLINK', unpack(keys, i, math.min(i + 4999, #keys))) end
+for db in string.gmatch(redis.call('INFO', 'keyspace'), 'db(%d+)') do
+    redis.call('SELECT', db)
+    redis.call('FLUSHDB')
+end
+"""
+_WITH_TTL = """
+local found = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+    if redis.call('PTTL', key) > 0 then found[#found + 1] = key end
+end
+table.sort(found)
+return found
+"""
+
+
+_CLIENT = re.compile(r"^id=(\d+) .*? flags=(\w+)", re.M)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is explored: the clients, how Redis is before, what must hold, and what may go wrong."""
+
+    actors: tuple[Callable[[Any], Any], ...]
+    setup: Callable[[Any], Any] | None = None
+    invariant: Callable[..., Any] | None = None
+    always: Callable[[Any], Any] | None = None
+    faults: tuple[str, ...] = ()
+    server: Server | None = None
+
+    def __post_init__(self) -> None:
+        letters(self.actors)
+        if unknown := [fault for fault in self.faults if fault not in FAULTS]:
+            said = " (a pause needs no fault: in some interleavings a client is paused)"
+            raise ValueError(
+                f"faults are {', '.join(FAULTS)}, not {unknown[0]!r}{said if unknown[0] == 'pause' else ''}"
+            )
+        if self.server is not None and not isinstance(self.server, Server):
+            raise TypeError(f"server is {self.server!r}; it must be a Server: it is emptied again and again")
+
+
+class Taken(NamedTuple):
+    """A step that has been taken: by which move, which commands, and what it may have read and written.
+
+    `owners` are those whose own order it is part of: the client, and clients whose wait it ended. `woken` are
+    these, with their replies; `able` are those of the clients among the owners that can go on by themselves;
+    `sole` says, of an expiry, that no other key had a TTL.
+    """
+
+    move: str
+    owners: frozenset[str]
+    footprint: Footprint
+    commands: tuple[Command, ...]
+    replies: tuple[Any, ...]
+    woken: tuple[tuple[str, Any], ...] = ()
+    able: frozenset[str] = frozenset()
+    sole: bool = True
+
+
+_private: Server | None = None
+
+
+def private_server() -> Server:
+    """The explorer's own server: started on first use, gone with this process."""
+    global _private
+    if _private is None or not _private.running:
+        _private = Server().start()
+    return _private
+
+
+class Stage:
+    """The program on its server. `begin()`, then `do(move)` for one of `moves()`, until there are none."""
+
+    def __init__(self, program: Program, footprints: bool = True) -> None:
+        self.program, self._wants_footprints = program, footprints
+        server = program.server or private_server()
+        self.r = client(server.url, single_connection_client=True, socket_timeout=30)
+        self.footprints = Footprints(self.r)
+        address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
+        names = letters(program.actors)
+        self.actors = {
+            name: Actor(name, fn, self, address) for name, fn in zip(names, program.actors, strict=True)
+        }
+        self._all = tuple(self.actors.values())
+        self.r.script_flush()  # so that each script's text is seen when it is loaded again
+        self._empty = self.r.script_load(_EMPTY)
+        self._with_ttl = self.r.script_load(_WITH_TTL)
+        self._takes_results = _takes_results(program.invariant)
+        self.cold = False
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for actor in self.actors.values():
+            actor.close()
+        self.r.close()
+
+    def begin(self) -> None:
+        """Empty the server, set it up, and let each client run to its first command."""
+        for actor in self.actors.values():
+            actor.stop()
+        self.r.execute_command("EVALSHA", self._empty, 0)
+        if self.program.setup is not None:
+            self.program.setup(self.r)
+        self.cold = False
+        self.taken: list[Taken] = []
+        self.broken: tuple[int, str] | None = None
+        self._lost: set[str] = set()
+        self._mortal: list[str] = []
+        for actor in self.actors.values():
+            actor.start()
+        if expire in self.program.faults:
+            self._look()
+
+    def warm(self) -> None:
+        """Let the clients run, one after the other, so that the server knows the scripts that they use."""
+        self.begin()
+        for actor in self._all:
+            while actor.state == "ready" and actor.steps < DEEPEST:
+                self.do(actor.letter)
+
+    def starts_well(self) -> bool:
+        """Whether `always` holds before the first step: else it matters which step is the first."""
+        self.begin()
+        try:
+            return self.program.always is None or _why_not(self.program.always, self.r) is None
+        except Exception:
+            return False
+
+    def moves(self) -> list[str]:
+        """What can happen next; nothing once no client can move."""
+        faults = self.program.faults
+        found = [actor.letter for actor in self._all if actor.able]
+        if not faults or not found:
+            return found
+        for name, actor in self.actors.items():
+            if lose_reply in faults and self._can_lose(name, actor):
+                found.append(f"~{name}")
+            if crash in faults and actor.steps and actor.state in ("ready", "blocked"):
+                found.append(f"!{name}")
+        return found + [f"*{key}" for key in self._mortal]
+
+    def _can_lose(self, name: str, actor: Actor) -> bool:
+        if actor.state != "ready" or name in self._lost or actor.connection is None:
+            return False
+        return actor.last_of_batch and bool(actor.pending) and not self._blocking(actor)
+
+    def _blocking(self, actor: Actor) -> bool:
+        return len(actor.pending) == 1 and self.footprints.blocking(actor.pending[0])
+
+    def pending(self, move: str) -> tuple[Command, ...]:
+        """The commands that a move would send; none if it is not possible."""
+        if move[0] == "*":
+            return ((move,),) if move[1:] in self._mortal else ()
+        actor = self.actors[move[-1]]
+        if move[0] == "!":
+            return ((move,),) if actor.state in ("ready", "blocked") else ()
+        if actor.state == "blocked":
+            return (("TIMEOUT", *actor.pending[0]),) if actor.patience is not None else ()
+        return tuple(actor.pending)
+
+    def do(self, move: str) -> Taken:
+        """Take a step, end the waits that it ends, and check `always`."""
+        taken = self._expire(move) if move[0] == "*" else self._act(move)
+        for actor in self._all:
+            if actor.state == "blocked":
+                taken = self._wake(taken)
+                break
+        taken = taken._replace(able=frozenset(a.letter for a in self._all if a.able) & taken.owners)
+        self.taken.append(taken)
+        if expire in self.program.faults and (taken.footprint.changes or not self._wants_footprints):
+            self._look()
+        if self.broken is None and self.program.always is not None:
+            why = _why_not(self.program.always, self.r)
+            self.broken = (len(self.taken) - 1, why) if why is not None else None
+        return taken
+
+    def _act(self, move: str) -> Taken:
+        actor, commands = self.actors[move[-1]], self.pending(move)
+        footprint = actor.footprint() if self._wants_footprints else PURE
+        if move[0] == "!":
+            footprint = footprint if actor.state == "blocked" else PURE
+            actor.crash()
+            return Taken(move, actor.owner, footprint, commands, ())
+        if actor.state == "blocked":
+            self._time_out(actor)
+        elif move[0] == "~":
+            self._lost.add(actor.letter)
+            actor.note()
+            actor.go("lose")
+        else:
+            actor.note()
+            actor.go("run")
+        actor.steps += 1
+        return Taken(move, actor.owner, footprint, commands, tuple(actor.replies))
+
+    def _time_out(self, actor: Actor) -> None:
+        """The server gives the same reply as after the time that the command was to wait."""
+        assert actor.connection is not None
+        self.r.execute_command("CLIENT UNBLOCK", actor.connection.id, "TIMEOUT")
+        actor.elapsed += actor.patience or 0
+        actor.go()
+
+    def expiry(self, move: str) -> Taken:
+        """What a key's expiry would be, if no client waited for that."""
+        footprint = Footprint(writes=frozenset({move[1:]}))
+        return Taken(move, frozenset({move}), footprint, ((move,),), (), sole=len(self._mortal) == 1)
+
+    def _expire(self, move: str) -> Taken:
+        self.r.execute_command("PEXPIREAT", move[1:], 1)  # in the past: the server removes it
+        return self.expiry(move)
+
+    def late_moves(self) -> list[str]:
+        """Faults when no client can go on: they count only in so far as they could have come before."""
+        found = [f"!{a.letter}" for a in self._all if a.state == "blocked" and crash in self.program.faults]
+        return found + [f"*{key}" for key in self._mortal]
+
+    def _wake(self, taken: Taken) -> Taken:
+        """Clients whose wait this step ended read their replies, and run on to their next command."""
+        waiting = [actor for actor in self._all if actor.state == "blocked"]
+        still = self._blocked([actor.connection.id for actor in waiting if actor.connection])
+        for actor in waiting:
+            if actor.connection is None or actor.connection.id in still:
+                continue
+            footprint = actor.footprint() if self._wants_footprints else PURE
+            actor.go()
+            reply = actor.replies[-1] if actor.replies else None
+            taken = taken._replace(
+                owners=taken.owners | {actor.letter},
+                footprint=taken.footprint | footprint,
+                woken=(*taken.woken, (actor.letter, reply)),
+            )
+        return taken
+
+    def _look(self) -> None:
+        """Which keys may expire now?"""
+        self._mortal = self.r.execute_command("EVALSHA", self._with_ttl, 0)
+
+    def _blocked(self, ids: Iterable[int]) -> set[int]:
+        found = text(self.r.execute_command("CLIENT", "LIST", "ID", *ids))
+        return {int(number) for number, flags in _CLIENT.findall(found) if "b" in flags}
+
+    def is_blocked(self, client_id: int) -> bool:
+        """Does the server let this client wait?"""
+        return client_id in self._blocked([client_id])
+
+    def kill_client(self, client_id: int) -> None:
+        """Close a client's connection at the server; nothing can be served to it any more."""
+        self.r.execute_command("CLIENT KILL", "ID", client_id)
+
+    def verdict(self) -> tuple[int | None, str] | None:
+        """What is wrong with the execution that has come to its end (and at which step), or None."""
+        if self.broken is not None:
+            return self.broken
+        for name, actor in self.actors.items():
+            if actor.error is not None and not _is(actor.error, actor.injected):
+                return None, f"{name} raised {type(actor.error).__name__}: {actor.error}"
+        if waiting := [actor for actor in self.actors.values() if actor.state == "blocked"]:
+            said = ", ".join(f"{actor.letter} waits in {actor.pending[0][0]}" for actor in waiting)
+            return None, f"deadlock: {said}, and nobody is left to end it"
+        if self.program.invariant is None:
+            return None
+        given = (self.r, self.results) if self._takes_results else (self.r,)
+        why = _why_not(self.program.invariant, *given)
+        return None if why is None else (None, why)
+
+    @property
+    def results(self) -> list[Any]:
+        """What each client returned; the error that ended one that could not bear a lost reply; else None."""
+        return [actor.error or actor.result for actor in self.actors.values()]
+
+
+def _is(error: BaseException | None, injected: BaseException | None) -> bool:
+    while error is not None and injected is not None:
+        if error is injected:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _why_not(check: Callable[..., Any], *given: Any) -> str | None:
+    """None if the check holds, else what it says."""
+    try:
+        held = check(*given)
+    except AssertionError as error:
+        return str(error) or "an assertion of it failed"
+    if held is None and getattr(check, "__name__", "") == "<lambda>":
+        raise TypeError("an invariant returned None; it must return a bool, or raise AssertionError")
+    return None if held or held is None else "the invariant does not hold"
+
+
+def _takes_results(invariant: Callable[..., Any] | None) -> bool:
+    if invariant is None:
+        return False
+    wanted = [
+        parameter
+        for parameter in inspect.signature(invariant).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
+    ]
+    return len(wanted) > 1
