@@ -8,7 +8,8 @@ The map:
     labkit.reset()           removes the workbook's keys, and only those
 
     labkit.rate_limiter      the patterns, one flat module each: what the chapters teach
-    labkit.rig               what makes failure and cost visible: connection, server, proxy, wire, bench
+    labkit.lock
+    labkit.rig               what makes failure and cost visible: connection, server, proxy, wire, race, bench
     labkit.show              plots and widgets
     labkit.teach             exercises and their graders, progress, refresh
 

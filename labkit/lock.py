@@ -1,0 +1,534 @@
+"""Locks on Redis: Lock on one server, Redlock on a majority of several.
+
+    with Lock(r, "report", ttl=10) as lock:       # waits until it is ours
+        store.write(report, fence=lock.fence)     # safe for certain, if the store refuses lower numbers
+
+What holds for both:
+
+* A lock is a key with a random token and a TTL. Who sets it first has it, until it is released, or until
+  `ttl` seconds after it was acquired or last extended: a crashed holder blocks others no longer than that.
+* `locked_until` is the time.monotonic() until which it is ours, counted from before the request was sent. The
+  server counts too: if its clock is set forward, or it loses its memory, the lock ends early.
+* `release` and `extend` compare the token in the same step. A lock that has expired, or is another's by now,
+  is left as it is, and the answer is False: what has expired is never brought back.
+* A TTL cannot keep a holder that was paused (by a garbage collector, swapping, a frozen machine) from writing
+  after its time. Where that is wrong, and not only wasteful, the resource itself has to check `fence`.
+* An object stands for one holder, so for one thread. It is not reentrant: a second `acquire` is refused, or
+  waits, like anybody else's, and what is held stays held.
+* A refusal is a value. Misuse raises ValueError or TypeError before anything is sent.
+
+Redis's errors are raised by Lock, and count as "no answer" in Redlock. After a timeout it is unknown whether
+the command ran: after `acquire` the lock may be nobody's until its TTL ends; `release` may be called again,
+but says False if the first had done it. Times are in seconds, kept to the millisecond."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import os
+import re
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+from redis import exceptions
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+FAILED = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
+TRIES, PAUSE = 4, 0.01  # of a waiter before it blocks: tries, and at most so many seconds between them
+PATIENCE = 0.02  # seconds of waiting after which the pauses become shorter
+LATE = 0.1  # seconds by which a BLPOP may end late: an idle Redis looks ten times a second
+SILENT = exceptions.TimeoutError("no answer in time")
+NO_RETRY = Retry(NoBackoff(), 0)
+JITTER = secrets.SystemRandom()  # leaves the program's own random numbers alone
+
+
+def _seconds(name: str, value: float, least: float = 0.001, most: float = 1e9) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}; it must be a number of seconds from {least:g} to {most:g}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must be from {least:g} to {most:g} seconds")
+    return round(value, 3)
+
+
+def _deadline(wait: float | None) -> float:
+    return math.inf if wait is None else time.monotonic() + _seconds("wait", wait, 0)
+
+
+def _check(r: Any, name: str, wait: float | None) -> None:
+    command = getattr(r, "execute_command", None)
+    if command is None or hasattr(r, "execute") or inspect.iscoroutinefunction(command):
+        raise TypeError(f"{type(r).__name__} is no client such as redis.Redis, or is an async one")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name is {name!r}; it must be a str that is not empty")
+    _deadline(wait)
+
+
+def _tagged(name: str) -> str:
+    """Braces around what follows the last colon: in a cluster, only that decides the slot."""
+    if re.match(r"[^{]*\{[^}]+\}", name):
+        return name
+    head, colon, tail = name.rpartition(":")
+    if not tail or "{" in name or "}" in name:
+        raise ValueError(f"name is {name!r}; no colon may end it, and braces must hold a {{hash tag}}")
+    return f"{head}{colon}{{{tail}}}"
+
+
+@cache
+def _sha(lua: str) -> str:
+    return hashlib.sha1(lua.encode()).hexdigest()
+
+
+class Lock:
+    """A lock on one server, with a fencing token. Waiters are woken; they do not poll.
+
+    Guarantees: until `locked_until` nobody else has it, as long as the server keeps its data and its clock (a
+    replica that takes over may lack the latest lock: then it is granted twice). `fence` is higher than any
+    earlier holder's: a resource that refuses numbers below the highest it has seen is safe from a holder that
+    comes too late. Not fair: who asks first once it is free has it, and may overtake who waits longer.
+
+    Waiting: who is refused tries a few times more, after random pauses (of up to 10 ms, and shorter the
+    longer he has waited), and then blocks (BLPOP) at a list on which each release puts one element, so that
+    it wakes one waiter. Where holders change every millisecond the tries are cheaper than to be woken and
+    come too late, and keep the longest wait short; where they work for longer, nobody polls. Nobody blocks
+    beyond the TTL that was left when he asked, nor half of the client's socket_timeout, without asking again:
+    a holder that crashed, or a waiter that did so when it was woken, costs the others one TTL at most. The
+    last tenth of a second, for which BLPOP's clock is too coarse, is waited for in random pauses too.
+
+    Keys, all in one slot: `key` holds the token, with the TTL. `wake_key` is a list of one element at most,
+    with the same TTL. `fence_key` counts the holders; it has no TTL, since it must not begin anew while a
+    resource remembers a number (some 80 bytes a name: delete it when the resource goes). Sources: SET and
+    "Distributed Locks" on redis.io; fencing as in M. Kleppmann's "How to do distributed locking".
+    """
+
+    # KEYS      lock, counter
+    # ARGV      token, TTL in ms
+    # returns   the fencing token; if another has the lock: -1 - (ms that it has left)
+    # A client that lost the reply may send the same again by itself: the holder is then this very token.
+    ACQUIRE = """
+    local holder = redis.call('SET', KEYS[1], ARGV[1], 'NX', 'GET', 'PX', ARGV[2])
+    if not holder then return redis.call('INCR', KEYS[2]) end
+    if holder == ARGV[1] then return tonumber(redis.call('GET', KEYS[2])) end
+    return -1 - redis.call('PTTL', KEYS[1])
+    """
+
+    # KEYS      lock, wake-up list
+    # ARGV      token, TTL of the wake-up in ms
+    # returns   1; 0 if it was not ours
+    RELEASE = """
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+    redis.call('DEL', KEYS[1], KEYS[2])
+    redis.call('RPUSH', KEYS[2], 1)
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+    return 1
+    """
+
+    # The same with DELEX (Redis 8.4), which compares and deletes. Alone it would be a release without script;
+    # but it wakes nobody, and in a MULTI no command can depend on what another one answered.
+    RELEASE_NEWER = """
+    if redis.call('DELEX', KEYS[1], 'IFEQ', ARGV[1]) == 0 then return 0 end
+    redis.call('DEL', KEYS[2])
+    redis.call('RPUSH', KEYS[2], 1)
+    redis.call('PEXPIRE', KEYS[2], ARGV[2])
+    return 1
+    """
+
+    # KEYS      lock
+    # ARGV      token, TTL in ms
+    # returns   1; 0 if it is not ours
+    EXTEND = """
+    if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+    return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    """
+
+    _known: ClassVar[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
+
+    def __init__(
+        self, r: Any, name: str, *, ttl: float, wait: float | None = None, newer: bool | None = None
+    ) -> None:
+        """`wait` is for `with`: how many seconds at most (None: as long as it takes). Sends nothing.
+
+        `newer`: use DELEX and SET IFEQ, of Redis 8.4? None asks the server, once per client, when it matters
+        first (COMMAND INFO, one round trip more).
+        """
+        _check(r, name, wait)
+        self._r, self.name, self.wait, self._newer = r, name, wait, newer
+        self.ttl = _seconds("ttl", ttl)
+        self.key = _tagged(name)
+        self.fence_key, self.wake_key = f"{self.key}:fence", f"{self.key}:wake"
+        self.token: str | None = None
+        self.fence, self.locked_until = 0, 0.0
+        self._alive: KeepAlive | None = None
+        self._mutex = threading.Lock()  # between this thread and that of keep_alive
+
+    def acquire(self, wait: float | None = 0) -> bool:
+        """Have it within `wait` seconds (0: now or never; None: as long as it takes). False: another has it.
+
+        One round trip if it is free; one more for each try, and two each time that it blocks.
+        """
+        deadline, token, tries = _deadline(wait), secrets.token_hex(16), TRIES
+        begin = start = time.monotonic()
+        while True:
+            answer = self._run(self.ACQUIRE, (self.key, self.fence_key), token, self.ttl)
+            if answer > 0:
+                self.token, self.fence, self.locked_until = token, answer, start + self.ttl
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            left = min(deadline - start, -answer / 1000 or math.inf)  # 0: a stranger's key, without a TTL
+            if tries or left <= LATE:
+                pause = PAUSE / max(1, (start - begin) / PATIENCE)
+                time.sleep(JITTER.uniform(0, min(left, pause) if tries else left))
+                tries = max(tries - 1, 0)
+            else:
+                self._block(left - LATE)
+                tries = TRIES
+            start = time.monotonic()
+
+    def _block(self, seconds: float) -> None:
+        """Until a release, or so many seconds; BLPOP takes whole ms, and 0 for eternity."""
+        options = getattr(self._r, "connection_pool", None) or self._r.nodes_manager
+        patience = options.connection_kwargs.get("socket_timeout", 2)
+        seconds = min(seconds, 60 if patience is None else patience / 2)
+        self._r.execute_command("BLPOP", self.wake_key, max(math.ceil(seconds * 1000), 1) / 1000)
+
+    def release(self) -> bool:
+        """Give it back and wake one waiter. False: it was no longer ours. One round trip, if held."""
+        if self._alive is not None:
+            self._alive.stop()
+        if self.token is None:
+            return False
+        lua = self.RELEASE_NEWER if self._has_newer() else self.RELEASE
+        ours = self._run(lua, (self.key, self.wake_key), self.token, self.ttl)
+        self.token, self.locked_until = None, 0.0
+        return bool(ours)
+
+    def extend(self, ttl: float | None = None) -> bool:
+        """Have it for `ttl` seconds from now (default: the lock's). False: no longer ours. One round trip."""
+        seconds = self.ttl if ttl is None else _seconds("ttl", ttl)
+        with self._mutex:
+            if (token := self.token) is None:
+                return False
+            newer, start = self._has_newer(), time.monotonic()
+            if newer:
+                ms = round(seconds * 1000)
+                ours = self._r.execute_command("SET", self.key, token, "IFEQ", token, "PX", ms)
+            else:
+                ours = self._run(self.EXTEND, (self.key,), token, seconds)
+            self.locked_until = start + seconds if ours else 0.0
+            return bool(ours)
+
+    def keep_alive(self, on_lost: Callable[[], Any] | None = None) -> KeepAlive:
+        """Extend it in the background until it is released: see KeepAlive. LockError if it is not held."""
+        if self.token is None:
+            raise exceptions.LockError(f"{self.name} is not held: acquire it first", self.name)
+        if self._alive is not None:
+            self._alive.stop()
+        self._alive = KeepAlive(self, on_lost)
+        return self._alive
+
+    def __enter__(self) -> Lock:
+        """Acquire it within the constructor's `wait`, else raise LockError."""
+        if not self.acquire(self.wait):
+            raise exceptions.LockError(f"{self.name} was not to be had within {self.wait:g} s", self.name)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Release it. LockNotOwnedError if it was lost meanwhile, unless the block itself has raised."""
+        if self.token is not None and not self.release() and kind is None:
+            raise exceptions.LockNotOwnedError(f"{self.name} was lost before the block ended", self.name)
+
+    def _run(self, lua: str, keys: Sequence[str], token: str, seconds: float) -> Any:
+        args = (len(keys), *keys, token, round(seconds * 1000))
+        try:
+            return self._r.execute_command("EVALSHA", _sha(lua), *args)
+        except exceptions.NoScriptError:
+            return self._r.execute_command("EVAL", lua, *args)
+
+    def _has_newer(self) -> bool:
+        """Does the server know DELEX? It is asked, whatever its version; one that will not say does not."""
+        if self._newer is None and (newer := self._known.get(self._r)) is not None:
+            self._newer = newer
+        elif self._newer is None:
+            try:
+                info = self._r.execute_command("COMMAND INFO", "DELEX")
+            except (exceptions.ResponseError, exceptions.RedisClusterException):
+                info = ()
+            self._newer = self._known[self._r] = any(info.values() if isinstance(info, dict) else info)
+        return self._newer
+
+
+class KeepAlive:
+    """Extends a Lock every third of its TTL, in a thread of its own.
+
+        with lock.keep_alive() as alive:
+            for part in work:
+                if alive.lost: break
+                part()
+
+    The thread has ended when `stop()`, the `with` block, or the lock's `release()` returns; it also ends when
+    the lock is lost or nobody refers to it any more, and never keeps a process from ending. While the server
+    does not answer it goes on trying, until the TTL is over. One round trip each time.
+    """
+
+    def __init__(self, lock: Lock, on_lost: Callable[[], Any] | None) -> None:
+        """`on_lost()` is called once, in that thread: as soon as an answer says so or, without any, when the
+        TTL is over and the client's socket_timeout too."""
+        self._lock, self._on_lost, self._told = weakref.ref(lock), on_lost, False
+        self._pause, self._end = lock.ttl / 3, threading.Event()
+        self._thread = threading.Thread(target=self._extend, name=f"keep-alive {lock.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def lost(self) -> bool:
+        """Has the lock ended before it was given back? On time, also while the server is silent."""
+        lock = self._lock()
+        late = lock is None or (lock.token is not None and time.monotonic() >= lock.locked_until)
+        return self._told or late
+
+    def _extend(self) -> None:
+        while not self._end.wait(self._pause):
+            lock = self._lock()
+            if lock is None:
+                return
+            try:
+                ours = lock.extend()
+            except FAILED:
+                ours = not self.lost
+            if not ours:
+                self._told = True
+                if self._on_lost is not None:
+                    self._on_lost()
+                return
+            del lock
+
+    def stop(self) -> None:
+        """End it; at most the client's socket_timeout later. The lock stays ours until `locked_until`."""
+        self._end.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> KeepAlive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Redlock:
+    """A lock on a majority of independent servers: it works while more than half of them do.
+
+    Guarantees: until `locked_until` nobody else has a majority, if no server forgets the lock (restarted
+    without its data on disk, or its clock set forward), if all clocks run equally fast within 1 %, and if we
+    are not paused after a look at ours. Kleppmann objects that a lock for correctness may not rest on such
+    conditions; a holder that was paused writes too late here as well, and nothing fences it off: the servers
+    have no counter in common. Antirez answers that a pause before the last answer is noticed, because the
+    clock is read after it, and that a restarted server can be kept away for a TTL. Where two holders are
+    wrong, and not only wasteful, let the resource decide, or use a system with a consensus protocol.
+
+    All servers are asked at once, on a connection each that is this object's own, and have `timeout` seconds:
+    a round takes as long as the slowest answer or `timeout`, not the sum. (To connect may take longer; it
+    goes on in a thread, and a server counts as silent meanwhile.) `acquire` is one round; without a majority
+    one more takes it back, on all, and after a random pause it tries again. Answers that come late are read
+    later: each connection counts what it still owes, and a release follows its acquisition on the same
+    connection, so no server runs them in the wrong order (one 100 replies behind is closed). `votes` and
+    `errors` say what came of the last round.
+
+    Source: "Distributed Locks with Redis" on redis.io; from there the drift of 1 % of the TTL plus 2 ms.
+    """
+
+    # KEYS      lock
+    # ARGV      token; for EXTEND also the TTL in ms
+    # returns   1; 0 if it was not ours
+    # So short that they are sent as they are: a server that has restarted need not be asked twice.
+    RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+    EXTEND = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
+
+    def __init__(
+        self,
+        clients: Sequence[Any],
+        name: str,
+        *,
+        ttl: float,
+        wait: float | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """`wait` is for `with`, as in Lock; `timeout` for each server, by default ttl / 20 but at most 0.2.
+
+        `clients`: redis.Redis of three servers or more, best an odd number. Sends nothing.
+        """
+        for r in clients:
+            _check(r, name, wait)
+            if not hasattr(r, "connection_pool"):
+                raise TypeError(f"{type(r).__name__} is no client of one server")
+        places = [r.connection_pool.connection_kwargs for r in clients]
+        places = [(at.get("path"), at.get("host"), at.get("port")) for at in places]
+        if len(set(places)) < max(len(clients), 3):
+            raise ValueError(
+                f"clients are of {len(set(places))} servers; they must be of three or more, one each"
+            )
+        self.clients, self.name, self.key, self.wait = list(clients), name, name, wait
+        self.ttl = _seconds("ttl", ttl)
+        self.timeout = min(self.ttl / 20, 0.2) if timeout is None else _seconds("timeout", timeout)
+        if self.timeout > self.ttl / 2:
+            raise ValueError(f"timeout is {timeout}; it must be at most half of the ttl, {self.ttl / 2:g}")
+        self.token: str | None = None
+        self.validity, self.locked_until = 0.0, 0.0
+        self.votes: tuple[bool | None, ...] = ()
+        self.errors: tuple[Exception | None, ...] = ()
+        self._servers: list[_Server] = []
+        self._pid = 0  # whose connections these are
+
+    def acquire(self, wait: float | None = 0) -> bool:
+        """Have it within `wait` seconds (0: one attempt; None: as long as it takes). False: no majority."""
+        deadline, pause = _deadline(wait), 0.01
+        while True:
+            token, start = secrets.token_hex(16), time.monotonic()
+            self._round("SET", self.key, token, "NX", "PX", round(self.ttl * 1000))
+            if self._won(start, self.ttl):
+                self.token = token
+                return True
+            outcome = self.votes, self.errors
+            self._round("EVAL", self.RELEASE, 1, self.key, token)
+            self.votes, self.errors = outcome
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(JITTER.uniform(0, min(left, pause)))
+            pause = min(2 * pause, 0.25)
+
+    def _won(self, start: float, seconds: float) -> bool:
+        until = start + seconds - (seconds * 0.01 + 0.002)
+        validity = until - time.monotonic()
+        if 2 * self.votes.count(True) <= len(self.votes) or validity <= 0:
+            return False
+        self.validity, self.locked_until = validity, until
+        return True
+
+    def release(self) -> bool:
+        """Give it back, on all servers. False: most of them did not have it as ours. One round, if held."""
+        if self.token is None:
+            return False
+        self._round("EVAL", self.RELEASE, 1, self.key, self.token)
+        self.token, self.validity, self.locked_until = None, 0.0, 0.0
+        return 2 * self.votes.count(True) > len(self.votes)
+
+    def extend(self, ttl: float | None = None) -> bool:
+        """Have it for `ttl` seconds from now (default: the lock's). One round.
+
+        False: a majority has it no longer, or no time was left; `locked_until` is then as before.
+        """
+        seconds, start = self.ttl if ttl is None else _seconds("ttl", ttl), time.monotonic()
+        if self.token is None:
+            return False
+        self._round("EVAL", self.EXTEND, 1, self.key, self.token, round(seconds * 1000))
+        return self._won(start, seconds)
+
+    def close(self) -> None:
+        """Close its connections; the next round opens new ones. What is held is held until its TTL ends."""
+        self._servers, self._pid = [], 0  # redis-py closes what nobody refers to; a thread may do so later
+
+    def __enter__(self) -> Redlock:
+        """Acquire it within the constructor's `wait`, else raise LockError."""
+        if not self.acquire(self.wait):
+            raise exceptions.LockError(f"{self.name}: no majority within {self.wait:g} s", self.name)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Release it. LockNotOwnedError if it was lost meanwhile, unless the block itself has raised."""
+        if self.token is not None and not self.release() and kind is None:
+            raise exceptions.LockNotOwnedError(f"{self.name} was lost before the block ended", self.name)
+
+    def _round(self, *command: Any) -> None:
+        """Ask all servers at once; then `votes` and `errors` have what came in time."""
+        if self._pid != os.getpid():  # none yet, or those of the process that forked this one
+            self._servers, self._pid = [_Server(r, self.timeout) for r in self.clients], os.getpid()
+        deadline = time.monotonic() + self.timeout
+        packed = self._servers[0].connection.pack_command(*command)
+        for server in self._servers:
+            server.ask(packed, deadline)
+        for server in self._servers:  # while one is waited for, the answers of the others come in
+            server.hear(deadline)
+        self.votes = tuple(server.vote for server in self._servers)
+        self.errors = tuple(server.error for server in self._servers)
+
+
+class _Server:
+    """A Redlock's own connection to one server, and how many replies it still has to bring."""
+
+    def __init__(self, r: Any, timeout: float) -> None:
+        pool, patience = r.connection_pool, 10 * timeout  # to connect, while rounds go on without it
+        options = {"socket_timeout": patience, "socket_connect_timeout": patience, "retry": NO_RETRY}
+        self.connection = pool.connection_class(**{**pool.connection_kwargs, **options})
+        self.owed, self._asked = 0, False
+        self.vote: bool | None = None
+        self.error: Exception | None = None
+        self._connecting: threading.Thread | None = None
+
+    def ask(self, packed: Any, deadline: float) -> None:
+        """Send it; where there is no connection, a thread opens one and sends it, if there is time left."""
+        self.vote, self.error, self._asked = None, SILENT, False
+        if self._connecting is not None and self._connecting.is_alive():
+            return  # since an earlier round
+        self._connecting, self._asked = None, True
+        try:
+            while self.connection._sock is not None and self.connection.can_read(0):
+                self._read(0)  # what was too late for an earlier round; raises if the connection was closed
+            if self.owed >= 100:
+                self.close()
+            if self.connection._sock is not None:
+                self._send(packed)
+                return
+        except FAILED:
+            self.close()
+        self._connecting = threading.Thread(target=self._connect, args=(packed, deadline), daemon=True)
+        self._connecting.start()
+
+    def _connect(self, packed: Any, deadline: float) -> None:
+        try:
+            self.connection.connect()
+            if time.monotonic() < deadline:
+                self._send(packed)
+        except FAILED as error:
+            self.close(error)
+
+    def _send(self, packed: Any) -> None:
+        self.owed += 1  # before: an interrupt may leave one too many, which is harmless, but not one too few
+        self.connection.send_packed_command(packed, check_health=False)
+
+    def hear(self, deadline: float) -> None:
+        """Read until the deadline; the last reply that is owed is the answer of this round."""
+        if self._connecting is not None:
+            self._connecting.join(max(deadline - time.monotonic(), 0))
+            if self._connecting.is_alive():
+                return
+        try:
+            while self.owed:
+                reply = self._read(max(deadline - time.monotonic(), 0))
+                if self._asked and not self.owed:
+                    self.error = reply if isinstance(reply, Exception) else None
+                    self.vote = bool(reply) if self.error is None else None
+        except exceptions.TimeoutError:
+            pass  # it stays owed
+        except FAILED as error:
+            self.close(error)
+
+    def _read(self, timeout: float) -> Any:
+        if not self.owed:
+            raise exceptions.ConnectionError("a reply that nobody asked for")
+        try:
+            reply = self.connection.read_response(timeout=timeout, disconnect_on_error=False)
+        except exceptions.ResponseError as error:
+            reply = error
+        self.owed -= 1
+        return reply
+
+    def close(self, error: Exception | None = None) -> None:
+        self.connection.disconnect()
+        self.owed, self.error = 0, error or self.error
