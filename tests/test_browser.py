@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from labkit.rig.doctor import find_browser
@@ -37,6 +38,46 @@ PLAYGROUNDS = [
     ("02_pipelining", "pipelining"),
     ("05_rate_limiter", "limiter"),
 ]
+
+SMALL = {
+    "scheduler": """
+from labkit.rig.race import crash, expire, explore
+from labkit.show import widgets
+
+def naive(r):
+    if r.set("lock", "taken", nx=True, px=9000):
+        r.incr("inside")
+        r.decr("inside")
+        r.delete("lock")
+
+def alone(r):
+    if int(r.get("inside") or 0) > 1:
+        raise AssertionError("two clients were inside at once")
+
+widgets.Scheduler([naive, naive], always=alone, faults=[expire, crash])
+""",
+    "counterexample": """
+from labkit.rig.race import explore
+from labkit.show import widgets
+
+def buy(r):
+    if int(r.get("stock")) > 0:
+        r.decr("stock")
+        r.rpush("sold", "ticket")
+
+found = explore([buy, buy], setup=lambda r: r.set("stock", 1), invariant=lambda r: r.llen("sold") <= 1)
+widgets.Scheduler(found)
+""",
+    "redlock": """
+from labkit.show import widgets
+
+panel = widgets.RedlockPanel()
+panel
+""",
+}
+"""Notebooks of one cell, beside the chapters: what a widget is tried with."""
+
+KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
 
 # What the page is asked; `jupyterapp` is there because the server is started with expose_app_in_browser.
 READY = """() => {
@@ -115,6 +156,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for name, source in SMALL.items():
+        cell = nbformat.v4.new_code_cell(source)  # type: ignore[no-untyped-call]
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")  # type: ignore[no-untyped-call]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -209,4 +254,93 @@ def test_a_playground_follows_the_keyboard(browser: Any, lab: str, chapter: str,
     box.screenshot(path=SCREENSHOTS / f"{name}-after.png")
     page.screenshot(path=SCREENSHOTS / f"{name}-page.png")
     assert page.evaluate(ASK_KERNEL, "print(set(in_main_thread))").strip() == "{True}"
+    page.close()
+
+
+def small(browser: Any, lab: str, name: str) -> tuple[Any, Any]:
+    """A page with one of the small notebooks run, and the widget in it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(30_000)
+    open_and_run(page, lab, name)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return page, page.locator(".jp-OutputArea .widget-vbox").first
+
+
+def type_on(page: Any, box: Any, css: str, key: str = "Enter") -> None:
+    """Press a button of the widget by the keyboard, and wait until it has acted."""
+    picture, status = box.locator(".labkit-picture"), box.locator(".labkit-status")
+    look = "element => element.outerHTML"  # of an image, its new address
+    before = picture.evaluate(look)
+    box.locator(f".labkit-{css}").focus()
+    page.keyboard.press(key)
+    for _ in range(200):
+        page.wait_for_timeout(50)
+        if picture.evaluate(look) != before and status.inner_text() != "…":
+            return
+    pytest.fail(f"{css}: nothing has changed")
+
+
+def test_the_naive_lock_is_broken_by_the_keyboard(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "scheduler")
+    status = box.locator(".labkit-status")
+    assert status.inner_text() == "whose turn is it? Choose the next step."
+    box.screenshot(path=SCREENSHOTS / "scheduler-before.png")
+    type_on(page, box, "move-A")
+    assert box.locator(".labkit-move-A").inner_text() == "A · naive ▸ INCRBY inside 1"
+    type_on(page, box, "move-A", " ")
+    type_on(page, box, "expire-lock")
+    assert box.locator(".labkit-expire-lock").is_disabled()
+    type_on(page, box, "move-B")
+    type_on(page, box, "crash-A")
+    assert box.locator(".labkit-move-A").inner_text() == "A · naive has crashed"
+    type_on(page, box, "undo")
+    type_on(page, box, "move-B")
+    assert status.inner_text() == "✗ two clients were inside at once"
+    box.screenshot(path=SCREENSHOTS / "scheduler-after.png")
+    page.screenshot(path=SCREENSHOTS / "scheduler-page.png")
+    type_on(page, box, "restart")
+    assert status.inner_text() == "whose turn is it? Choose the next step."
+    page.close()
+
+
+def test_a_counterexample_is_gone_along_and_left(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "counterexample")
+    forward = box.locator(".labkit-forward")
+    assert forward.inner_text() == "next step of the counterexample: A (1 of 6)"
+    type_on(page, box, "forward")
+    type_on(page, box, "move-A")
+    assert forward.inner_text() == "back to the counterexample"
+    while forward.is_enabled():
+        type_on(page, box, "forward")
+    assert box.locator(".labkit-status").inner_text() == "✗ the invariant does not hold"
+    box.screenshot(path=SCREENSHOTS / "counterexample-after.png")
+    page.close()
+
+
+def test_redlock_works_without_two_servers_and_not_without_three(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "redlock")
+    status, picture = box.locator(".labkit-status"), box.locator(".labkit-picture")
+    assert status.inner_text() == "5 servers, of which 3 are a majority"
+
+    def press(*buttons: str) -> str:
+        for css in buttons:
+            type_on(page, box, css)
+        return str(status.inner_text())
+
+    assert press("kill-1", "kill-2", "acquire-A").startswith("A has the lock: 3 of 5 said yes · A: ")
+    page.wait_for_function("document.querySelector('.labkit-picture').naturalWidth > 1000")
+    box.screenshot(path=SCREENSHOTS / "redlock-two-killed.png")
+    assert press("release-A") == "A gave the lock back: 3 of 5 had it"
+    assert press("freeze-3", "acquire-A") == "A does not get the lock: 2 of 5 said yes, 3 are needed"
+    assert (
+        press("freeze-3", "kill-3", "acquire-A") == "A does not get the lock: 2 of 5 said yes, 3 are needed"
+    )
+    assert box.locator(".labkit-kill-3").inner_text() == "revive S3"
+    box.screenshot(path=SCREENSHOTS / "redlock-three-killed.png")
+    assert press("kill-3", "acquire-A").startswith("A has the lock: 3 of 5 said yes")
+    assert press("kill-1", "kill-2", "kill-3", "kill-3", "acquire-B").startswith("A and B both have the lock")
+    assert picture.get_attribute("src")
+    box.screenshot(path=SCREENSHOTS / "redlock-twice.png")
+    page.screenshot(path=SCREENSHOTS / "redlock-page.png")
+    page.evaluate(ASK_KERNEL, "panel.close()")
     page.close()

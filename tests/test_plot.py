@@ -11,7 +11,9 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import nbformat
@@ -24,11 +26,30 @@ from matplotlib.lines import Line2D
 from nbclient import NotebookClient
 
 from labkit.rig.bench import Run, Sweep
+from labkit.rig.quorum import Seat, View
+from labkit.rig.race import crash, expire, explore, lose_reply, sequence
 from labkit.show import plot
 
 RUN = Run("GET", tuple(range(20_000, 60_000, 100)))
 SWEEP = Sweep(
     "batch", (1, 10, 100), tuple(Run(f"b{b}", tuple(range(b * 1000, b * 3000, b))) for b in (1, 10, 100))
+)
+
+REDLOCK = View(
+    seats=(
+        Seat("S1", "killed", "no connection", None, "?"),
+        Seat("S2", "frozen", "no answer", None, "?"),
+        Seat("S3", "up", "no", 0.002, "B"),
+        Seat("S4", "up", "yes", 0.001, ""),
+        Seat("S5", "up", "yes", 0.00001, ""),
+    ),
+    asked="A acquires",
+    ok=False,
+    took=0.2,
+    validity=0.0,
+    ttl=10.0,
+    timeout=0.2,
+    left=(("B", 3.0),),
 )
 
 
@@ -61,6 +82,8 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
     ),
     "memory": lambda ax: plot.memory({"kept": [10**6, 3 * 10**6]}, ax, limit=5 * 1024**2),
     "waits": lambda ax: plot.waits({"KEYS": [(0.0, 0.1)], "SCAN": [(0.1, 0.001)]}, ax, title="KEYS stops"),
+    "turns": lambda ax: plot.turns({"polls": [[(0, 0.1, 0.2)], [(0, 0.3, 0.4)]]}, ax, title="One waits"),
+    "redlock": lambda ax: plot.redlock(REDLOCK, ax),
     "speed-up": lambda ax: plot.speedup_map({0: {1: 10.0, 8: 2.0}, 1: {1: 20.0, 8: 3.0}}, ax),
 }
 
@@ -112,6 +135,18 @@ def test_waits_shows_each_answer_when_it_was_asked_for() -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["SCAN: 2 answers", "KEYS: 1 answer"]
     assert ax.get_yscale() == "log"
+
+
+def test_turns_has_a_row_for_each_process_and_names_each_way_once() -> None:
+    ways = {"polls": [[(0.0, 0.1, 0.2), (0.3, 0.4, 0.5)], [(0.0, 0.6, 0.7)]], "blocks": [[(0.0, 0.0, 0.1)]]}
+    ax = plot.turns(ways, title="t")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["polls", "blocks"]
+    assert len(ax.collections) == 2 * 3
+    waiting, holding = (bars.get_paths() for bars in ax.collections[:2])
+    boxes = [bar.get_extents() for bar in (*waiting, *holding)]
+    spans = [[round(box.x0, 6), round(box.x1, 6)] for box in boxes]
+    assert spans == [[0, 0.1], [0.3, 0.4], [0.1, 0.2], [0.4, 0.5]]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
 def xs(line: Line2D) -> list[float]:
@@ -190,3 +225,98 @@ def test_neighbouring_colours_differ_in_lightness_or_hue() -> None:
         assert min(apart, 1 - apart) > 0.1 or abs(light - next_light) > 0.15
     assert len(set(plot.PALETTE)) == 7
     assert mpl.rcParams["axes.prop_cycle"].by_key()["color"] == list(plot.PALETTE)
+
+
+def buy(r: Any) -> None:
+    if int(r.get("stock")) > 0:
+        r.decr("stock")
+        r.rpush("sold", "ticket")
+
+
+def texts(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.texts if text.get_text()]
+
+
+def test_lanes_show_commands_replies_state_and_where_it_went_wrong() -> None:
+    found = explore([buy, buy], setup=lambda r: r.set("stock", 1), invariant=lambda r: r.llen("sold") <= 1)
+    ax = plot.lanes(found)
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle() == "12 of 16 interleavings break the invariant"
+    assert figure.get_figwidth() == plot.WIDTH
+    said = texts(ax)
+    assert said[:3] == ["A · buy", "B · buy", "Redis"]
+    assert said.count("GET stock") == said.count("DECRBY stock 1") == said.count("RPUSH sold ticket") == 2
+    assert {'"1"', "-1", 'sold = ["ticket", "ticket"]', "✗ 6", "✗ the invariant does not hold"} <= set(said)
+    marked = [text for text in ax.texts if mpl.colors.same_color(text.get_color(), plot.VERMILLION)]
+    assert [text.get_text() for text in marked] == ["✗ 6", "✗ the invariant does not hold"]
+
+
+def test_lanes_grow_with_the_steps_and_their_letters_with_the_style() -> None:
+    def height(schedule: str) -> float:
+        ax = plot.lanes(sequence(schedule, [buy, buy], setup=lambda r: r.set("stock", 9)))
+        return ax.get_figure(root=True).get_figheight()  # type: ignore[union-attr]
+
+    assert height("") < height("A") < height("AABB") < height("ABABAB")
+    before = height("AB")
+    plot.use_style("talk")
+    assert height("AB") > before
+
+
+def test_lanes_show_faults_waits_and_what_is_long() -> None:
+    def hold(r: Any) -> None:
+        r.set("lock", "x" * 80, px=9000)
+        r.lpush("jobs", "j" * 80)
+
+    def wait_for_a_rather_long_time(r: Any) -> Any:
+        return r.blpop("jobs", 5)
+
+    actors = [hold, wait_for_a_rather_long_time, wait_for_a_rather_long_time]
+    ax = plot.lanes(sequence("ABC*~AC", actors, faults=[expire, crash, lose_reply]))
+    said = texts(ax)
+    assert {"lock expires", "waits", "wait ends", "reply lost", "times out", "lock is gone"} <= set(said)
+    assert any(text.startswith("SET lock xxx") and text.endswith("…") for text in said)
+    assert any(text.startswith("lock = ") and text.endswith("… · TTL 9 s") for text in said)
+    assert "A crashes" in texts(plot.lanes(sequence("A!A", [hold], faults=[crash])))
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    figure.savefig(io.BytesIO(), format="png")
+    inside = figure.bbox.padded(1)
+    for text in ax.texts:
+        corners = text.get_window_extent().get_points()
+        assert all(inside.contains(x, y) for x, y in corners), text.get_text()
+
+
+def test_lanes_of_many_keys_and_of_what_is_safe() -> None:
+    ax = plot.lanes(
+        sequence("", [buy], setup=lambda r: r.mset({f"k{i}": i for i in range(9)} | {"stock": 0}))
+    )
+    assert "… and 6 more" in texts(ax)
+    safe = explore([buy], setup=lambda r: r.set("stock", 1), invariant=lambda r: r.llen("sold") <= 1)
+    with pytest.raises(ValueError, match="nothing to draw: 0 of 1 interleavings"):
+        plot.lanes(safe)
+
+
+def test_lanes_draw_into_the_axes_they_are_given() -> None:
+    pyplot.close("all")
+    _, ax = plot.figure(0.6)
+    assert plot.lanes(sequence("A", [buy], setup=lambda r: r.set("stock", 1)), ax, title="Mine") is ax
+    assert ax.get_title(loc="left") == "Mine"
+    assert pyplot.get_fignums() == []
+
+
+def test_redlock_shows_what_each_server_said_has_and_is() -> None:
+    said = texts(plot.redlock(REDLOCK))
+    assert {"no connection", "no answer", "no · 2 ms", "yes · 1 ms", "yes · 10 µs"} <= set(said)
+    assert {"2 of 5 after 200 ms", "timeout 200 ms", "killed", "B"} <= set(said)
+    won = replace(REDLOCK, ok=True, validity=9.7, took=0.002)
+    ax = plot.redlock(won, plot.figure()[1])
+    assert "a majority: valid for 9.7 s" in texts(ax)
+    assert ax.get_title(loc="left") == "A has the lock: 2 of 5 said yes"
+    unasked = replace(
+        REDLOCK, asked="", left=(), seats=tuple(replace(s, said="", seconds=None) for s in won.seats)
+    )
+    assert (
+        plot.redlock(unasked, plot.figure()[1]).get_title(loc="left")
+        == "5 servers, of which 3 are a majority"
+    )

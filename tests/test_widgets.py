@@ -1,7 +1,8 @@
-"""Playgrounds without a browser: what a moved control does, what an error shows, the static picture."""
+"""Widgets without a browser: what a moved control does, what an error shows, the static picture."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ipywidgets as ipw
@@ -9,8 +10,9 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from labkit.rig.race import crash, expire, explore
 from labkit.show import plot, widgets
-from labkit.show.widgets import Playground
+from labkit.show.widgets import Playground, RedlockPanel, Scheduler
 
 PNG = b"\x89PNG"
 
@@ -107,3 +109,157 @@ def test_in_a_browser_it_is_live(
     assert "application/vnd.jupyter.widget-view+json" in published[0]
     assert published[0]["text/plain"] == "<Playground: Bars to play with>"
     assert bytes(playground.picture.value).startswith(PNG)
+
+
+def naive(r: Any) -> bool:
+    """A lock without a token: whoever is late removes another's."""
+    if not r.set("lock", "taken", nx=True, px=9000):
+        return False
+    r.incr("inside")
+    r.delete("lock")
+    return True
+
+
+def alone(r: Any) -> None:
+    if int(r.get("inside") or 0) > 1:
+        raise AssertionError("two were inside")
+
+
+def press(scheduler: Scheduler, moves: str) -> None:
+    for move in moves.split():
+        scheduler.moves[move].click()
+
+
+def test_a_scheduler_has_a_button_for_each_client_and_fault() -> None:
+    scheduler = Scheduler([naive, naive], always=alone, faults=[crash, expire])
+    assert list(scheduler.moves) == ["A", "B", "!A", "!B"]
+    assert scheduler.moves["A"].description == "A · naive ▸ SET lock taken NX PX 9000"
+    assert scheduler.moves["!A"].disabled
+    press(scheduler, "A")
+    assert list(scheduler.moves) == ["A", "B", "!A", "!B", "*lock"]
+    assert scheduler.moves["*lock"].description == "lock expires"
+    assert "labkit-expire-lock" in scheduler.moves["*lock"]._dom_classes
+    assert "labkit-move-A" in scheduler.moves["A"]._dom_classes
+    buttons = list(scheduler.moves.values())
+    press(scheduler, "A *lock B")
+    assert list(scheduler.moves.values()) == buttons
+
+
+def test_a_scheduler_is_driven_to_a_violation_and_back() -> None:
+    scheduler = Scheduler([naive, naive], always=alone, faults=[expire])
+    before = scheduler.picture.value
+    press(scheduler, "A A *lock B B")
+    assert "✗ two were inside" in scheduler.status.value
+    assert "✗ 5" in scheduler.picture.value
+    undo, restart = (scheduler.box.children[2].children[i] for i in (0, 1))
+    undo.click()
+    assert "✗" not in scheduler.status.value
+    assert scheduler.moves["B"].description == "B · naive ▸ INCRBY inside 1"
+    restart.click()
+    assert scheduler.picture.value == before
+    press(scheduler, "A A A B B B")
+    assert "✗ two were inside" in scheduler.status.value
+
+
+def test_a_scheduler_goes_along_a_counterexample() -> None:
+    found = explore([naive, naive], always=alone, faults=[expire])
+    scheduler = Scheduler(found)
+    assert "next step of the counterexample: A (1 of" in scheduler.forward.description
+    scheduler.forward.click()
+    press(scheduler, "B")
+    while not scheduler.forward.disabled:
+        scheduler.forward.click()
+    assert scheduler.walk.trace == found.first
+    assert "✗ two were inside" in scheduler.status.value
+    assert scheduler.forward not in Scheduler([naive], always=alone).box.children[2].children
+
+
+def test_a_scheduler_shows_errors_and_stays_where_it_is() -> None:
+    def moody(r: Any) -> None:
+        if r.incr("n") and broken:
+            raise KeyboardInterrupt
+
+    broken: list[int] = []
+    scheduler = Scheduler([moody], always=lambda r: True)
+    scheduler.press(lambda: scheduler.walk.take("B"))
+    assert "ValueError: after &#x27;&#x27; the move &#x27;B&#x27; is not possible" in scheduler.status.value
+    assert isinstance(scheduler.error, ValueError)
+    assert scheduler.walk.moves == ()
+    press(scheduler, "A")
+    assert scheduler.error is None
+
+
+def test_without_a_browser_a_scheduler_is_the_table(
+    published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    Scheduler([naive, naive], always=alone)._ipython_display_()
+    found = explore([naive, naive], always=alone, faults=[expire])
+    Scheduler(found)._ipython_display_()
+    Scheduler(found)._ipython_display_()
+    assert published[0]["text/plain"] == "<Scheduler: A · naive, B · naive>"
+    assert "<li><code>B · naive ▸ SET lock taken NX PX 9000</code></li>" in published[0]["text/html"]
+    assert "two were inside" in published[1]["text/html"]
+    assert published[1] == published[2]
+
+
+def test_in_a_browser_a_scheduler_is_live(
+    published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: True)
+    Scheduler([naive, naive], always=alone)._ipython_display_()
+    assert "application/vnd.jupyter.widget-view+json" in published[0]
+
+
+@pytest.fixture
+def panel() -> Iterator[RedlockPanel]:
+    made = RedlockPanel(ttl=20)
+    yield made
+    made.close()
+
+
+def button(panel: RedlockPanel, css: str) -> Any:
+    """The button that a reader would press."""
+    rows = [made for row in panel.box.children[:3] for made in row.children]
+    return next(made for made in rows if f"labkit-{css}" in made._dom_classes)
+
+
+def test_a_panel_shows_a_majority_and_the_lack_of_one(panel: RedlockPanel) -> None:
+    panel.refresh()
+    first = bytes(panel.picture.value)
+    assert first.startswith(PNG)
+    assert "5 servers, of which 3 are a majority" in panel.status.value
+    button(panel, "kill-1").click()
+    button(panel, "freeze-2").click()
+    assert [button(panel, css).description for css in ("kill-1", "freeze-1", "freeze-2")] == [
+        "revive S1",
+        "–",
+        "thaw S2",
+    ]
+    assert button(panel, "freeze-1").disabled
+    button(panel, "acquire-A").click()
+    assert "A has the lock: 3 of 5 said yes · A: " in panel.status.value
+    button(panel, "release-A").click()
+    button(panel, "kill-3").click()
+    button(panel, "acquire-A").click()
+    assert "A does not get the lock: 2 of 5 said yes, 3 are needed" in panel.status.value
+    assert bytes(panel.picture.value) != first
+    assert panel.error is None
+
+
+def test_a_panel_shows_errors(panel: RedlockPanel) -> None:
+    panel.press(lambda: panel.quorum.kill(7))
+    assert "IndexError" in panel.status.value
+    assert isinstance(panel.error, IndexError)
+    button(panel, "release-B").click()
+    assert panel.error is None
+
+
+def test_without_a_browser_a_panel_is_a_picture_and_leaves_no_server(
+    panel: RedlockPanel, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    panel._ipython_display_()
+    assert set(published[0]) == {"image/png", "text/plain"}
+    assert published[0]["text/plain"] == "<RedlockPanel: five servers, two clients>"
+    assert panel.quorum._servers == []

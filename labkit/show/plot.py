@@ -18,14 +18,20 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from labkit.rig.bench import Run, Sweep, human_time
 from labkit.rig.model import Line
+from labkit.rig.trace import Trace
 from labkit.rig.traffic import Replay
+from labkit.show.diagram import Diagram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from labkit.rig.quorum import Seat, View
+    from labkit.rig.race import Exploration
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -261,6 +267,26 @@ def timeline(
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel(xlabel)
+    return ax
+
+
+def lanes(result: Exploration | Trace, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """A sequence diagram: a lane for each client, time downward, and beside Redis what stands in it.
+
+    An arrow to Redis is a command, the dashed one back its reply; a client whose lane is dotted waits. The
+    step at which it went wrong is marked, with the reason below. Of an exploration its counterexample is
+    drawn; one that has none raises ValueError. A new figure is as high as its steps need.
+    """
+    if isinstance(result, Trace):
+        trace, said = result, f"Schedule {result.schedule or '(none)'}"
+    elif first := result.first:
+        trace, said = first, result.headline
+    else:
+        raise ValueError(f"there is nothing to draw: {result}")
+    diagram = Diagram(trace, WIDTH)
+    room = mpl.rcParams["font.size"] / 72 * 2.4  # for the title
+    ax = new_axes(ax, title=title or said, height=(diagram.height + room) / WIDTH)
+    diagram.draw(ax)
     return ax
 
 
@@ -519,3 +545,101 @@ def room(
     ax.set_yticks([tick for tick in ax.get_yticks() if 0 <= tick <= limit])
     legend(ax, handlelength=1)
     return ax
+
+
+# --- chapter 08 ---------------------------------------------------------------------------------------------
+
+
+def turns(
+    ways: Mapping[str, Sequence[Sequence[tuple[float, float, float]]]], ax: Axes | None = None, *, title: str
+) -> Axes:
+    """Who has a lock, and who waits for it: for each way of waiting, a row for each of its processes.
+
+    A turn is when it was asked for, when it was granted, and when it was given back, all in s.
+    """
+    rows = sum(len(processes) + 1 for processes in ways.values())
+    ax = new_axes(ax, title=title, height=0.14 + 0.034 * rows)
+    row, names = 0.0, {}
+    for (way, processes), color in zip(ways.items(), (VERMILLION, ORANGE, BLUE, GREEN), strict=False):
+        names[row + (len(processes) - 1) / 2] = way
+        for of_one in processes:
+            waiting = [(asked, granted - asked) for asked, granted, _ in of_one]
+            holding = [(granted, back - granted) for _, granted, back in of_one]
+            ax.broken_barh(waiting, (row - 0.06, 0.12), color=GREY, alpha=0.45, linewidth=0)
+            ax.broken_barh(holding, (row - 0.38, 0.76), color=color, linewidth=0)
+            row += 1
+        row += 0.8
+    ax.set_yticks(list(names), list(names.values()))
+    ax.set_ylim(row - 1.2, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(left=0)
+    ax.set_xlabel("time (s)")
+    marks = [Patch(color=BLUE), Patch(color=GREY, alpha=0.45)]
+    said = ["has the lock (any colour)", "waits for it"]
+    ax.legend(marks, said, loc="upper right", bbox_to_anchor=(1.0, -0.14), ncols=2)
+    return ax
+
+
+def redlock(view: View, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """What each server said and after how long, whether that is a majority, and for how long it then holds.
+
+    The axis is logarithmic: answers, the timeout of a server, and the lock's TTL fit on one. At the right
+    stands whose lock each server has now, and whether it is up.
+    """
+    title = title or view.sentence[:1].upper() + view.sentence[1:]
+    ax = new_axes(ax, title=title, height=0.2 + 0.055 * len(view.seats))
+    ax.set(xscale="log", xlim=(1e5, view.ttl * 1e9), ylim=(len(view.seats) + 0.6, -1.3))
+    ax.axvline(view.timeout * 1e9, color=BLACK, linewidth=1.5, linestyle="--", zorder=0)
+    for row, seat in enumerate(view.seats):
+        _seat(ax, seat, row, 1e9 * (view.timeout if seat.said == "no answer" else seat.seconds or 0))
+    _outcome(ax, view, len(view.seats))
+    _heads(ax, view)
+    names = [*(seat.name for seat in view.seats), f"client {view.asked[:1] or 'A'}"]
+    ax.set_yticks(range(len(names)), names)
+    ttl = human_time(view.ttl * 1e9)
+    ax.set_xlabel(f"time since the servers were asked, up to the TTL of {ttl} (log scale)")
+    time_axis(ax.xaxis)
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _heads(ax: Axes, view: View) -> None:
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    timeout = view.timeout * 1e9
+    ax.text(timeout, -0.9, f"timeout {human_time(timeout)}", ha="center", va="center", bbox=white)
+    ax.text(1.015, -0.9, "has", va="center", **_beside(ax))
+    ax.text(1.085, -0.9, "is", va="center", **_beside(ax))
+    ax.text(1.085, 0, "frozen", alpha=0, **_beside(ax))  # room for it, always
+
+
+def _seat(ax: Axes, seat: Seat, row: int, until: float) -> None:
+    """One server's bar, up to its answer or for as long as it was waited for, what it has, and what it is."""
+    color = {"yes": BLUE, "no": VERMILLION}.get(seat.said, GREY)
+    left, alpha = ax.get_xlim()[0], 0.4 if seat.said == "no answer" else 1
+    if until:
+        ax.barh(row, max(until, left * 1.2) - left, left=left, color=color, height=0.56, alpha=alpha)
+    said = f"{seat.said} · {human_time(until)}" if seat.seconds else seat.said
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    at = (max(until, left), row)
+    ax.annotate(said, at, (8, 0), textcoords="offset points", va="center", bbox=white if said else None)
+    ax.text(1.015, row, seat.holder or "–", va="center", weight="bold", **_beside(ax))
+    color = BLACK if seat.state == "up" else VERMILLION
+    ax.text(1.085, row, seat.state, va="center", color=color, **_beside(ax))
+
+
+def _outcome(ax: Axes, view: View, row: int) -> None:
+    """The client's row: from its decision on, the time for which the lock is certainly its own."""
+    ax.axhline(row - 0.5, color=GREY, linewidth=0.8)
+    if not view.asked:
+        return
+    until, said = view.took * 1e9, f"{view.yes} of {len(view.seats)} after {human_time(view.took * 1e9)}"
+    if view.validity:
+        ax.barh(row, view.validity * 1e9, left=until, color=GREEN, height=0.56)
+        said = f"a majority: valid for {human_time(view.validity * 1e9)}"
+    at, color = (max(until, ax.get_xlim()[0]), row), "white" if view.validity else BLACK
+    ground = {"facecolor": GREEN if view.validity else "white", "edgecolor": "none", "pad": 1}
+    look: dict[str, Any] = {"color": color, "weight": "bold", "bbox": ground}
+    ax.annotate(said, at, (8, 0), textcoords="offset points", va="center", **look)

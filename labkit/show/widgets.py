@@ -1,16 +1,22 @@
-"""Playgrounds: a few controls, a picture that follows them, and a line that says how it went.
+"""Things to play with: controls, a picture that follows them, and a line that says how it went.
 
     Playground({"rate": IntSlider(…)}, draw, name="bucket", title="A token bucket")   # draw(rate=…) gives a
     Figure
+    Scheduler([buy, buy], setup=…, invariant=…)      # whose turn is it? One button for each client
+    RedlockPanel()                                   # five servers to kill, freeze and revive
 
-A playground holds no logic: `draw` gets the controls' values as keyword arguments and returns a Figure that
-was made without pyplot (`plot.figure`). Where nobody watches, it shows the picture of the first settings.
+They hold no logic. A playground's `draw` gets the controls' values as keyword arguments and returns a Figure
+that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum. Where nobody
+watches, each shows a still picture.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
@@ -18,18 +24,50 @@ from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 import labkit
+from labkit.lock import Redlock
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
+from labkit.rig.lanes import COLOURS, WRONG
 from labkit.rig.model import Trials
+from labkit.rig.quorum import CLIENTS, Quorum, View
+from labkit.rig.race import Exploration, Program
 from labkit.rig.traffic import SHAPES, Clock, replay
+from labkit.rig.walk import Walk
 from labkit.show import plot
 
 if TYPE_CHECKING:
     from labkit.rig.proxy import Proxy
 
-__all__ = ["Playground", "limiter", "pipelining", "png"]
+__all__ = ["Playground", "RedlockPanel", "Scheduler", "limiter", "pipelining", "png"]
 
 
-class Playground:
+class _Shown:
+    """Shows itself as the last value of a cell: `box` where somebody watches, else what `_static` gives."""
+
+    title: str
+    box: Any
+
+    def refresh(self) -> None:
+        """Show how things stand now; never raises."""
+        raise NotImplementedError
+
+    def _static(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.title}>"
+
+    def _ipython_display_(self) -> None:
+        if labkit.in_browser():
+            self.refresh()
+            bundle = self.box._repr_mimebundle_()
+        else:
+            bundle = self._static()
+        publish: Any = publish_display_data
+        sizes = {"image/png": {"width": round(plot.WIDTH * 100)}} if "image/png" in bundle else {}
+        publish({**bundle, "text/plain": repr(self)}, sizes)
+
+
+class Playground(_Shown):
     """Controls above, a picture and a status line below; shows itself as the last value of a cell.
 
     The picture is drawn anew whenever a control has come to rest. What `draw` raises, a KeyboardInterrupt
@@ -45,10 +83,9 @@ class Playground:
         self.draw = draw
         self.title = title
         self.error: BaseException | None = None
-        width = {"width": f"{plot.WIDTH * 100:.0f}px", "max_width": "100%"}
-        self.picture = ipw.Image(format="png", layout=width)
+        self.picture = ipw.Image(format="png", layout=_WIDTH)
         self.status = ipw.Label()
-        row = ipw.HBox(list(self.controls.values()), layout={"flex_flow": "wrap"})
+        row = _row(*self.controls.values())
         self.box = ipw.VBox([row, self.picture, self.status])
         for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
             widget.add_class(f"labkit-{css}")
@@ -74,17 +111,8 @@ class Playground:
         else:
             self.error, self.status.value = None, f"drawn: {self._spoken()}"
 
-    def __repr__(self) -> str:
-        return f"<Playground: {self.title}>"
-
-    def _ipython_display_(self) -> None:
-        if labkit.in_browser():
-            self.refresh()
-            bundle = self.box._repr_mimebundle_()
-        else:
-            bundle = {"image/png": png(self.draw(**self.settings))}
-        publish: Any = publish_display_data
-        publish({**bundle, "text/plain": repr(self)}, {"image/png": {"width": round(plot.WIDTH * 100)}})
+    def _static(self) -> dict[str, Any]:
+        return {"image/png": png(self.draw(**self.settings))}
 
     def _changed(self, _: object) -> None:
         self.refresh()
@@ -159,3 +187,181 @@ def limiter(r: Any, prefix: str = "workbook:05:playground") -> Playground:
         "window": ipw.FloatSlider(1.0, min=0.5, max=3, step=0.5, description="window (s)"),
     }
     return Playground(controls, draw, name="limiter", title="which requests does a limiter admit?")
+
+
+class _Pressed(_Shown):
+    """Has buttons; `press` is what each of them does, and `.error` what the last one raised, or None."""
+
+    picture: Any
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.status = ipw.HTML()
+
+    def _put_together(self, name: str, *rows: Any) -> None:
+        self.box = ipw.VBox([*rows, self.status, self.picture])
+        for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
+            widget.add_class(f"labkit-{css}")
+
+    def press(self, act: Callable[[], object]) -> None:
+        """Act, then show how things stand; never raises."""
+        self.status.value, self.error = "…", None
+        try:
+            act()
+        except (Exception, KeyboardInterrupt) as error:
+            self.error = error
+        self.refresh()
+
+    def _say(self, text: str, wrong: bool) -> None:
+        """The status line; an error goes before."""
+        said = f"{type(self.error).__name__}: {self.error}" if self.error else text
+        colour = f"color:{WRONG}" if self.error or wrong else ""
+        self.status.value = f'<b role="status" style="{colour}">{escape(said)}</b>'
+
+
+class Scheduler(_Pressed):
+    """You are the scheduler: a button for each client says what it would send next; press it, and it does.
+
+    `program` is a list of actors, with `setup`, `invariant`, `always` and `faults` as for `explore`, or what
+    `explore` returned: then one more button goes along its counterexample, step by step, and the reader may
+    leave that anywhere. Lanes and Redis's state grow with each press, which replays all moves from the
+    beginning. What that raises is shown in the status line, is kept in `.error`, and changes nothing else.
+
+    In the browser the parts are found by their classes: `labkit-scheduler`, `-picture`, `-status`, `-undo`,
+    `-restart`, `-forward`, and for the moves `-move-A`, `-crash-A`, `-lose-A`, `-expire-<key>`.
+    """
+
+    def __init__(
+        self,
+        program: Exploration | Program | Sequence[Callable[[Any], Any]],
+        *,
+        setup: Callable[[Any], Any] | None = None,
+        invariant: Callable[..., Any] | None = None,
+        always: Callable[[Any], Any] | None = None,
+        faults: Sequence[str] = (),
+    ) -> None:
+        self.walk = Walk(program, setup=setup, invariant=invariant, always=always, faults=faults)
+        self.title = ", ".join(f"{letter} · {name}" for letter, name in self.walk.trace.clients)
+        super().__init__()
+        self.moves: dict[str, Any] = {}
+        self.clients, self.faults, steering = (_row() for _ in range(3))
+        self.picture = ipw.HTML()
+        self.forward = _button("", "forward", lambda: self.press(self.walk.forward))
+        steering.children = (
+            _button("undo", "undo", lambda: self.press(self.walk.undo)),
+            _button("start again", "restart", lambda: self.press(self.walk.restart)),
+            *([self.forward] if self.walk.path else []),
+        )
+        self._put_together("scheduler", self.clients, self.faults, steering)
+        self._add_moves()
+        self.refresh()
+
+    def _add_moves(self) -> None:
+        letters = [letter for letter, _ in self.walk.trace.clients]
+        for letter, colour in zip(letters, cycle(COLOURS), strict=False):
+            self._add(letter, self.clients, f"move-{letter}").layout.border_left = f"8px solid {colour}"
+        for fault, sign, css in (("crash", "!", "crash"), ("lose_reply", "~", "lose")):
+            for letter in letters if fault in self.walk.program.faults else ():
+                self._add(f"{sign}{letter}", self.faults, f"{css}-{letter}")
+
+    def _add(self, move: str, row: Any, css: str) -> Any:
+        """A button for good, now and then disabled: so the keyboard's focus stays where it was."""
+        self.moves[move] = made = _button("", css, lambda: self.press(lambda: self.walk.take(move)))
+        made.style.font_family = "monospace"
+        row.children = (*row.children, made)
+        return made
+
+    def refresh(self) -> None:
+        walk = self.walk
+        possible = dict(walk.trace.next)
+        for move in possible:
+            if move not in self.moves:  # a key that may expire from now on
+                self._add(move, self.faults, f"expire-{move[1:]}")
+        for move, made in self.moves.items():
+            made.disabled = move not in possible
+            made.description = made.tooltip = walk.label(move)
+        self.forward.description, self.forward.disabled = walk.signpost, not (walk.ahead or walk.strayed)
+        self.picture.value = walk.trace._repr_html_()
+        self._say(walk.verdict, bool(walk.trace.wrong))
+
+    def _static(self) -> dict[str, Any]:
+        walk = self.walk
+        if walk.path:
+            return {"text/html": walk.replay(walk.path)._repr_html_()}
+        ways = "".join(f"<li><code>{escape(walk.label(move))}</code></li>" for move, _ in walk.trace.next)
+        say = f'<p style="margin:0.4em 0">{escape(walk.verdict)}</p><ul>{ways}</ul>'
+        return {"text/html": say + walk.trace._repr_html_()}
+
+
+class RedlockPanel(_Pressed):
+    """Five real servers to kill, freeze and revive, and two clients, A and B, that want one Redlock on them.
+
+    The picture shows what each server said and after how long, whether that is a majority, for how long the
+    lock is then valid, and whose lock stands where. The servers start when it is first shown, and end with
+    `close()` or the kernel; one that was killed comes back empty, unless `appendonly`. `ttl` is in seconds.
+    Errors are shown in the status line, and kept in `.error`.
+
+    In the browser the parts are found by their classes: `labkit-redlock`, `-picture`, `-status`, `-kill-1`
+    and `-freeze-1` to 5 (the same buttons revive and thaw), `-acquire-A`, `-release-A`, and likewise for B.
+    """
+
+    def __init__(self, *, ttl: float = 10, appendonly: bool = False) -> None:
+        super().__init__()
+        self.quorum = quorum = Quorum(lambda rs: Redlock(rs, "panel", ttl=ttl), appendonly=appendonly)
+        self.title = "five servers, two clients"
+        self.picture = ipw.Image(format="png", layout=_WIDTH)
+        self.switches = [
+            (
+                self._add(f"kill-{n + 1}", partial(quorum.kill_or_revive, n)),
+                self._add(f"freeze-{n + 1}", partial(quorum.freeze_or_thaw, n)),
+            )
+            for n in range(5)
+        ]
+        acts = [(client, act, getattr(quorum, act)) for client in CLIENTS for act in ("acquire", "release")]
+        clients = [
+            self._add(f"{act}-{client}", partial(do, client), f"{client} {act}s") for client, act, do in acts
+        ]
+        kills, freezes = zip(*self.switches, strict=True)
+        self._put_together("redlock", _row(*kills), _row(*freezes), _row(*clients))
+
+    def _add(self, css: str, act: Callable[[], object], text: str = "") -> Any:
+        made = _button(text, css, lambda: self.press(act))
+        made.layout.width = "8em"
+        return made
+
+    def close(self) -> None:
+        """End its servers; when it is used again, new ones start."""
+        self.quorum.close()
+
+    def refresh(self) -> None:
+        view = self.quorum.view
+        for pair, texts in zip(self.switches, view.switches, strict=True):
+            for made, text in zip(pair, texts, strict=True):
+                made.description, made.disabled = text or "–", not text
+        self.picture.value = self._drawn(view)
+        left = "".join(f" · {client}: {seconds:.1f} s left" for client, seconds in view.left)
+        self._say(view.sentence + left, view.twice)
+
+    def _drawn(self, view: View) -> bytes:
+        figure, ax = plot.figure(0.2 + 0.055 * len(view.seats))
+        plot.redlock(view, ax)
+        return png(figure)
+
+    def _static(self) -> dict[str, Any]:
+        with self.quorum as quorum:
+            quorum.acquire("A")
+            return {"image/png": self._drawn(quorum.view)}
+
+
+_WIDTH = {"width": f"{plot.WIDTH * 100:.0f}px", "max_width": "100%"}
+
+
+def _row(*children: Any) -> Any:
+    return ipw.HBox(children, layout={"flex_flow": "wrap"})
+
+
+def _button(text: str, css: str, act: Callable[[], object]) -> Any:
+    made = ipw.Button(description=text, layout={"width": "auto", "max_width": "100%"})
+    made.add_class(f"labkit-{css}")
+    made.on_click(lambda _: act())
+    return made
