@@ -41,7 +41,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 FAILED = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
-TRIES, PAUSE = 4, 0.01  # of a waiter before it blocks: tries, and at most so many seconds between them
+TRIES, PAUSE = 6, 0.015  # of a waiter before it blocks: tries, and at most so many seconds between them
 PATIENCE = 0.02  # seconds of waiting after which the pauses become shorter
 LATE = 0.1  # seconds by which a BLPOP may end late: an idle Redis looks ten times a second
 SILENT = exceptions.TimeoutError("no answer in time")
@@ -93,13 +93,13 @@ class Lock:
     earlier holder's: a resource that refuses numbers below the highest it has seen is safe from a holder that
     comes too late. Not fair: who asks first once it is free has it, and may overtake who waits longer.
 
-    Waiting: who is refused tries a few times more, after random pauses (of up to 10 ms, and shorter the
+    Waiting: who is refused tries a few times more, after random pauses (of up to 15 ms, and shorter the
     longer he has waited), and then blocks (BLPOP) at a list on which each release puts one element, so that
     it wakes one waiter. Where holders change every millisecond the tries are cheaper than to be woken and
     come too late, and keep the longest wait short; where they work for longer, nobody polls. Nobody blocks
     beyond the TTL that was left when he asked, nor half of the client's socket_timeout, without asking again:
     a holder that crashed, or a waiter that did so when it was woken, costs the others one TTL at most. The
-    last tenth of a second, for which BLPOP's clock is too coarse, is waited for in random pauses too.
+    last tenth of a second, for which BLPOP's clock is too coarse, is waited for in pauses of 15 ms.
 
     Keys, all in one slot: `key` holds the token, with the TTL. `wake_key` is a list of one element at most,
     with the same TTL. `fence_key` counts the holders; it has no TTL, since it must not begin anew while a
@@ -184,7 +184,7 @@ class Lock:
             left = min(deadline - start, -answer / 1000 or math.inf)  # 0: a stranger's key, without a TTL
             if tries or left <= LATE:
                 pause = PAUSE / max(1, (start - begin) / PATIENCE)
-                time.sleep(JITTER.uniform(0, min(left, pause) if tries else left))
+                time.sleep(JITTER.uniform(0, min(left, pause)) if tries else min(left, PAUSE))
                 tries = max(tries - 1, 0)
             else:
                 self._block(left - LATE)

@@ -1025,7 +1025,8 @@ def test_linear_extensions_by_brute_force() -> None:
                 way.index(i) < way.index(j) for j in range(5) for i in range(j) if ordered(taken[i], taken[j])
             )
         ]
-        order = Order(taken, ordered, frozenset("ABC"))
+        before = [sum(1 << i for i in range(j) if ordered(taken[i], taken[j])) for j in range(5)]
+        order = Order(taken, before, frozenset("ABC"))
         assert order.count() == len(allowed)
         spelled = [tuple(clients[i] for i in way) for way in allowed]
         assert order.fewest_switches() == min(spelled, key=lambda moves: (switches(moves), moves))

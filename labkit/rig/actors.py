@@ -13,7 +13,6 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from copy import copy
 from typing import Any, Literal
 
 import redis
@@ -38,10 +37,6 @@ NOTED = STATEFUL | PUSHED | {"WATCH", "MULTI", "EXEC", "DISCARD", "UNWATCH"}
 """Commands that leave something in their connection, or cannot be had."""
 
 
-def _here() -> Actor | None:
-    return getattr(getcurrent(), "actor", None)
-
-
 _PLAIN: Any = Connection
 """redis-py's connection: what an actor's does when it does not stop."""
 
@@ -62,6 +57,10 @@ class ActorConnection(Connection):
         self.queued: Footprint | None = None
         self.changed = self.tracking = self.retired = self._direct = False
         self._replies: deque[Any] = deque()
+
+    def connect(self) -> None:
+        if self._sock is None:
+            _PLAIN.connect(self)
 
     def connect_check_health(self, *args: Any, **options: Any) -> None:
         if self._sock:
@@ -90,8 +89,10 @@ class ActorConnection(Connection):
     def send_command(self, *args: Any, **options: Any) -> None:
         if self._direct:
             _PLAIN.send_command(self, *args, **options)
-        else:
+        elif self.actor.stage.footprints.blocking(args):
             self._one(args)
+        else:
+            self._take((args,), self._command_packer.pack(*args), True)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         commands = getattr(command, "commands", None)
@@ -153,7 +154,10 @@ class ActorConnection(Connection):
         except ResponseError as error:
             self.actor.heard(error)
             raise
-        self.actor.heard(reply)
+        if type(reply) is list:
+            self.actor.heard(reply)
+        else:
+            self.actor.replies.append(reply)
         return reply
 
     def _drain(self) -> None:
@@ -244,16 +248,29 @@ class Actor:
         self._clear()
         self.born = time.time(), time.monotonic()
         self._scheduler: Any = getcurrent()
-        self._greenlet = greenlet(self._run)
-        self._greenlet.actor = self
+        if self._greenlet is None or self._greenlet.dead:
+            self._greenlet = greenlet(self._run)
+            self._greenlet.actor = self
+        self._greenlet.gr_context = None  # context variables are as new
         self._greenlet.switch()
 
     def _run(self) -> None:
-        try:
-            self.result = self.fn(copy(self._client))  # so that nothing is remembered of a client
-        except Exception as error:
-            self.error = None if self._stopping else error
-        self.state, self.pending = "done", ()
+        """Run again and again: making a greenlet takes as long as a command."""
+        while True:
+            try:
+                self.result = self.fn(self._new_client())
+            except GreenletExit:  # it has been stopped
+                pass
+            except Exception as error:
+                self.error = None if self._stopping else error
+            self.state, self.pending = "done", ()
+            self._scheduler.switch()
+
+    def _new_client(self) -> redis.Redis:
+        """A copy, so that nothing can be remembered of a client of an execution before."""
+        client = redis.Redis.__new__(redis.Redis)
+        vars(client).update(vars(self._client))
+        return client
 
     def go(self, how: How = "run") -> None:
         """Take the pending step (or end a wait), and run on to the next."""
@@ -264,7 +281,7 @@ class Actor:
         """Called in the actor's greenlet, before it sends: stop until `go()`."""
         if self._stopping:
             self._refuse()
-        if _here() is not self:
+        if getcurrent() is not self._greenlet:
             raise RuntimeError("an actor's client sends for its own actor only, and not from a thread")
         self.pending, self.connection, self.last_of_batch = commands, connection, last
         self.state = "ready"
@@ -356,16 +373,16 @@ class Actor:
         self.state = "crashed"
 
     def stop(self) -> None:
-        """End the greenlet where it stands, without another command, and make the connections as new."""
+        """End the program where it stands, without another command, and make the connections as new."""
         self._stopping = True
-        if self.state == "done" and not self._marked:
+        if self.state == "done" and not self._marked and not self._pool._in_use_connections:
             return
-        if self._greenlet is not None and not self._greenlet.dead:
+        if self.state in ("ready", "blocked") and self._greenlet is not None and not self._greenlet.dead:
             if self.state == "blocked" and self.connection is not None and self.connection._sock:
                 self.stage.kill_client(self.connection.id)
             running, self._greenlet = self._greenlet, None
             running.throw(GreenletExit)
-        self._greenlet = None
+            self._greenlet = running
         for connection in list(self._pool._in_use_connections):  # who was to give it back is gone
             connection.retired = True
             self._pool.release(connection)
@@ -380,6 +397,8 @@ class Actor:
     def close(self) -> None:
         self.stop()
         self._pool.disconnect()
+        if self._greenlet is not None:
+            self._greenlet.throw(GreenletExit)
 
 
 def _in_finalizer() -> bool:

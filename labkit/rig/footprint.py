@@ -96,6 +96,7 @@ class Footprints:
 
     def __init__(self, r: Any) -> None:
         self._r = r
+        self._seen: dict[tuple[Any, ...], Footprint] = {}
         self._infos: dict[str, _Info] = {}
         self._blocking: dict[Any, bool] = {}
         self._places: dict[Any, tuple[tuple[int, bool], ...]] = {}
@@ -104,8 +105,19 @@ class Footprints:
         self.sources: dict[str, str] = {}
         """The texts of the scripts that have been loaded, by their SHA1."""
 
-    def of(self, args: Sequence[Any]) -> Footprint:
+    def of(self, args: tuple[Any, ...]) -> Footprint:
         """What this command may read and write."""
+        try:
+            found = self._seen.get(args)
+        except TypeError:  # a buffer that can change
+            return self._of(args)
+        if found is None:
+            found = self._of(args)
+            if first_word(args) not in SCRIPTS and len(self._seen) < 1000:  # a script may become known later
+                self._seen[args] = found
+        return found
+
+    def _of(self, args: Sequence[Any]) -> Footprint:
         said = words(args)
         name = said[0].upper()
         if name in SCRIPTS:

@@ -6,7 +6,7 @@ the same state with the same replies (Mazurkiewicz 1977). One of them is run, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from labkit.rig.footprint import conflict
@@ -15,7 +15,7 @@ from labkit.rig.stage import Taken
 
 def dependent(one: Taken, other: Taken, ordered_writes: bool = False) -> bool:
     """May the order of these two steps matter? With `ordered_writes`, also that of any two changes."""
-    if one.owners & other.owners or conflict(one.footprint, other.footprint):
+    if not one.owners.isdisjoint(other.owners) or conflict(one.footprint, other.footprint):
         return True
     return ordered_writes and one.footprint.changes and other.footprint.changes
 
@@ -30,22 +30,15 @@ class Order:
     """The order that matters in an execution; whatever arrangement of its steps keeps to it is its equal.
 
     Only arrangements that can happen are counted: crashes and expiries do not, once no client can go on by
-    itself. `able` are the clients that could do so before the first step.
+    itself. `before` says of each step which earlier ones must stay before it (a bit for each), `able` are the
+    clients that could go on before the first step.
     """
 
-    def __init__(
-        self,
-        taken: Sequence[Taken],
-        dependent: Callable[[Taken, Taken], bool],
-        able: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, taken: Sequence[Taken], before: Sequence[int], able: frozenset[str]) -> None:
         self.moves = [step.move for step in taken]
         self._faults = sum(1 << i for i, move in enumerate(self.moves) if move[0] in "!*")
-        self._able = able
-        self._turns = [(1 << i, step.owners, step.able) for i, step in enumerate(taken)]
-        self.before = [
-            sum(1 << i for i in range(j) if dependent(taken[i], step)) for j, step in enumerate(taken)
-        ]
+        self._able, self._taken = able, taken
+        self.before = before
         self.all = (1 << len(taken)) - 1
 
     def _next(self, done: int) -> Iterator[int]:
@@ -56,13 +49,15 @@ class Order:
 
     def _some_able(self, done: int) -> bool:
         able = self._able
-        for bit, owners, now in self._turns:
-            if done & bit:
-                able = able - owners | now
+        for i, step in enumerate(self._taken):
+            if done >> i & 1:
+                able = able - step.owners | step.able
         return bool(able)
 
     def count(self) -> int:
         """How many arrangements there are; 0 if each has a fault that comes too late to happen."""
+        if not self._faults and all(self.before[i] >> i - 1 & 1 for i in range(1, len(self.moves))):
+            return 1  # each depends on the one just before it
         ways = {0: 1}
         for _ in self.moves:
             longer: dict[int, int] = {}

@@ -27,10 +27,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from labkit import LabkitError
-from labkit.rig.actors import Command
+from labkit.rig.actors import Actor, Command
 from labkit.rig.order import Order, dependent, switches
 from labkit.rig.server import Server
-from labkit.rig.stage import DEEPEST, Program, Stage, Taken, crash, expire, lose_reply
+from labkit.rig.stage import DEEPEST, Done, Program, Stage, Taken, crash, expire, lose_reply
 from labkit.rig.trace import Trace, record, spell
 from labkit.rig.virtual import virtual_time
 
@@ -52,7 +52,6 @@ __all__ = [
 
 Verdict = Literal["safe", "violated", "unknown"]
 Why = tuple[int | None, str] | None
-Pending = dict[str, tuple[Command, ...]]
 
 
 class NondeterministicActor(LabkitError):
@@ -232,21 +231,24 @@ def _replay(program: Program, schedule: str) -> Trace:
 class _Node:
     """A state on the current path: what can happen next, what need not be tried, and what has been.
 
-    `after` is what those clients that took part in the move would send next.
+    `last` is what came of the present move, `before` which steps of the path (a bit for each) it depends on.
     """
 
-    __slots__ = ("after", "done", "move", "moves", "sleep", "tried")
+    __slots__ = ("before", "done", "last", "move", "moves", "sleep", "tried")
 
     def __init__(self, moves: list[str], sleep: dict[str, Taken]) -> None:
         self.moves, self.sleep = moves, sleep
         self.done: dict[str, Taken] = {}
         self.tried: set[str] = set()
-        self.move = ""
-        self.after: Pending | None = None
+        self.move, self.before = "", 0
+        self.last: Done | None = None
 
     def next(self) -> str | None:
         """A move that is still to be tried from here."""
-        return next((m for m in self.moves if m not in self.tried and m not in self.sleep), None)
+        for move in self.moves:
+            if move not in self.tried and move not in self.sleep:
+                return move
+        return None
 
 
 class _Search:
@@ -262,7 +264,7 @@ class _Search:
         self.best: tuple[Any, tuple[str, ...]] | None = None
         self.total = self.violations = self.runs = 0
         self.cut = ""
-        self.start: Pending | None = None
+        self.start: Any = ()
 
     def run(self) -> Exploration:
         began = perf_counter()
@@ -317,9 +319,10 @@ class _Search:
         stage, ends = self.stage, []
         stage.begin()
         self.able = frozenset(actor.letter for actor in stage.actors.values() if actor.able)
-        self.start = self._compared(self.start, self._pending(stage.actors))
+        self._compare(self.start)
+        self.start = stage.after(stage.actors)
         for node in self.path[:known]:
-            self._step(node, node.move)
+            self._again(node)
         sleep = self._child_sleep(self.path[-1]) if known else {}
         while True:
             moves = stage.moves()
@@ -341,10 +344,11 @@ class _Search:
         found = stage.late_moves() if self.reduce else []
         if any(actor.state == "blocked" for actor in stage.actors.values()):
             return found  # one may wake a client, which goes on
-        return [m for m in found if self._order([*stage.taken, stage.expiry(m)]).count()]
+        return [m for m in found if self._order(stage.taken, stage.expiry(m)).count()]
 
-    def _order(self, taken: Sequence[Taken]) -> Order:
-        return Order(taken, self._dependent, self.able)
+    def _order(self, taken: Sequence[Taken], *more: Taken) -> Order:
+        before = [node.before for node in self.path[: len(taken)]]
+        return Order([*taken, *more], [*before, *(self._before(one, taken) for one in more)], self.able)
 
     def _allowed(self, moves: list[str]) -> list[str]:
         if self.max_switches is None:
@@ -355,28 +359,36 @@ class _Search:
         return kept
 
     def _step(self, node: _Node, move: str) -> None:
-        """Take a step; if it has been taken before, see that the clients do the same again."""
+        """Take a step for the first time."""
+        stage = self.stage
         node.move = move
         node.tried.add(move)
-        taken = self.stage.do(move)
+        taken = stage.do(move)
         if self.reduce:
-            node.done[move] = taken
-        node.after = self._compared(node.after, self._pending(taken.owners))
+            node.done[move], node.before = taken, self._before(taken, stage.taken[:-1])
+        node.last = None if stage.cold else stage.done(taken)
 
-    def _pending(self, who: Iterable[str]) -> Pending:
-        return {name: self.stage.pending(name) for name in who if name in self.stage.actors}
+    def _again(self, node: _Node) -> None:
+        """Take a step of the path again, and see that the clients do the same."""
+        if node.last is None:  # it has just turned to another move
+            self._step(node, node.move)
+        else:
+            self.stage.redo(node.last)
+            self._compare(node.last.after)
 
-    def _compared(self, before: Pending | None, now: Pending) -> Pending | None:
-        """What these clients send next must be what it was; a cold script's first run does not count."""
-        if self.stage.cold or now == before:
-            return before
-        for name in {**before, **now} if before else ():
-            one, other = (before or {}).get(name, ()), now.get(name, ())
-            if not self._same(one, other):
-                raise NondeterministicActor(name, spell(self.stage.taken), _said(one), _said(other))
-        return now
+    def _before(self, step: Taken, earlier: Sequence[Taken]) -> int:
+        return sum(1 << i for i, other in enumerate(earlier) if self._dependent(other, step))
 
-    def _same(self, one: tuple[Command, ...], other: tuple[Command, ...]) -> bool:
+    def _compare(self, before: Iterable[tuple[Actor, str, Sequence[Command]]]) -> None:
+        """What these clients send next must be what it was; the first run of a cold script does not count."""
+        for actor, state, commands in before:
+            if (actor.state == state and actor.pending == commands) or self.stage.cold:
+                continue
+            if actor.state != state or not self._same(commands, actor.pending):
+                one, other = _said(commands), _said(actor.pending)
+                raise NondeterministicActor(actor.letter, spell(self.stage.taken), one, other)
+
+    def _same(self, one: Sequence[Command], other: Sequence[Command]) -> bool:
         of = self.stage.footprints.of
         return len(one) == len(other) and all(
             a[:1] == b[:1] and of(a) == of(b) for a, b in zip(one, other, strict=True)
@@ -399,7 +411,7 @@ class _Search:
             node = self.path[-1]
             move = node.next()
             if move is not None:
-                node.move, node.after = move, None
+                node.move, node.last = move, None
                 return True
             self.path.pop()
         return False

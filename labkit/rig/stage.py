@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,11 +85,20 @@ class Taken(NamedTuple):
     move: str
     owners: frozenset[str]
     footprint: Footprint
-    commands: tuple[Command, ...]
-    replies: tuple[Any, ...]
+    commands: Sequence[Command]
+    replies: Sequence[Any]
     woken: tuple[tuple[str, Any], ...] = ()
     able: frozenset[str] = frozenset()
     sole: bool = True
+
+
+class Done(NamedTuple):
+    """A step and what it led to; `after` has the states, and next commands, of the clients that it moved."""
+
+    taken: Taken
+    broken: tuple[int, str] | None
+    mortal: list[str]
+    after: tuple[tuple[Actor, str, Sequence[Command]], ...]
 
 
 _private: Server | None = None
@@ -120,6 +129,7 @@ class Stage:
         self.r.script_flush()  # so that each script's text is seen when it is loaded again
         self._empty = self.r.script_load(_EMPTY)
         self._with_ttl = self.r.script_load(_WITH_TTL)
+        self._always, self._faults = program.always, program.faults
         self._takes_results = _takes_results(program.invariant)
         self.cold = False
 
@@ -168,8 +178,8 @@ class Stage:
 
     def moves(self) -> list[str]:
         """What can happen next; nothing once no client can move."""
-        faults = self.program.faults
-        found = [actor.letter for actor in self._all if actor.able]
+        faults = self._faults
+        found = [actor.letter for actor in self._all if actor.state == "ready" or actor.able]
         if not faults or not found:
             return found
         for name, actor in self.actors.items():
@@ -187,7 +197,7 @@ class Stage:
     def _blocking(self, actor: Actor) -> bool:
         return len(actor.pending) == 1 and self.footprints.blocking(actor.pending[0])
 
-    def pending(self, move: str) -> tuple[Command, ...]:
+    def pending(self, move: str) -> Sequence[Command]:
         """The commands that a move would send; none if it is not possible."""
         if move[0] == "*":
             return ((move,),) if move[1:] in self._mortal else ()
@@ -196,7 +206,7 @@ class Stage:
             return ((move,),) if actor.state in ("ready", "blocked") else ()
         if actor.state == "blocked":
             return (("TIMEOUT", *actor.pending[0]),) if actor.patience is not None else ()
-        return tuple(actor.pending)
+        return actor.pending
 
     def do(self, move: str) -> Taken:
         """Take a step, end the waits that it ends, and check `always`."""
@@ -205,22 +215,52 @@ class Stage:
             if actor.state == "blocked":
                 taken = self._wake(taken)
                 break
-        taken = taken._replace(able=frozenset(a.letter for a in self._all if a.able) & taken.owners)
+        if self._faults:
+            taken = taken._replace(able=frozenset(a.letter for a in self._all if a.able) & taken.owners)
+            if expire in self._faults and (taken.footprint.changes or not self._wants_footprints):
+                self._look()
         self.taken.append(taken)
-        if expire in self.program.faults and (taken.footprint.changes or not self._wants_footprints):
-            self._look()
-        if self.broken is None and self.program.always is not None:
-            why = _why_not(self.program.always, self.r)
+        if self._always is not None and self.broken is None:
+            why = _why_not(self._always, self.r)
             self.broken = (len(self.taken) - 1, why) if why is not None else None
         return taken
 
+    def after(self, who: Iterable[str]) -> tuple[tuple[Actor, str, Sequence[Command]], ...]:
+        """The states of these clients, and what they would send next."""
+        found = [self.actors[name] for name in who if name in self.actors]
+        return tuple((actor, actor.state, actor.pending) for actor in found)
+
+    def done(self, taken: Taken) -> Done:
+        """What the step that has just been taken led to."""
+        return Done(taken, self.broken, self._mortal, self.after(taken.owners))
+
+    def redo(self, done: Done) -> None:
+        """Take a step again, after the same steps: what it leads to is known, and not asked for again."""
+        move = done.taken.move
+        if move[0] == "*":
+            self._expire(move)
+        else:
+            self._move(self.actors[move[-1]], move)
+        for actor in self._all:
+            if actor.state == "blocked":
+                self._wake(done.taken)
+                break
+        self.taken.append(done.taken)
+        self.broken, self._mortal = done.broken, done.mortal
+
     def _act(self, move: str) -> Taken:
-        actor, commands = self.actors[move[-1]], self.pending(move)
+        actor = self.actors[move[-1]]
+        commands = self.pending(move)
         footprint = actor.footprint() if self._wants_footprints else PURE
+        if move[0] == "!" and actor.state != "blocked":
+            footprint = PURE
+        self._move(actor, move)
+        return Taken(move, actor.owner, footprint, commands, () if move[0] == "!" else actor.replies)
+
+    def _move(self, actor: Actor, move: str) -> None:
         if move[0] == "!":
-            footprint = footprint if actor.state == "blocked" else PURE
             actor.crash()
-            return Taken(move, actor.owner, footprint, commands, ())
+            return
         if actor.state == "blocked":
             self._time_out(actor)
         elif move[0] == "~":
@@ -231,7 +271,6 @@ class Stage:
             actor.note()
             actor.go("run")
         actor.steps += 1
-        return Taken(move, actor.owner, footprint, commands, tuple(actor.replies))
 
     def _time_out(self, actor: Actor) -> None:
         """The server gives the same reply as after the time that the command was to wait."""

@@ -122,7 +122,7 @@ class _Seen:
     before: list[Any]
     steps: list[tuple[Taken, list[Any]]]
     results: list[Any]
-    next: list[tuple[str, tuple[Any, ...]]]
+    next: list[tuple[str, Sequence[Any]]]
     verdict: tuple[int | None, str] | None
 
 

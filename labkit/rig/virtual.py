@@ -29,6 +29,7 @@ def virtual_time(actors: Iterable[Callable[..., Any]] = ()) -> Iterator[None]:
         for name, value in space.items()
         if inspect.isbuiltin(value) and value in stand_ins
     ]
+    vars(getcurrent()).setdefault("actor", None)  # this greenlet is none of an actor's
     for space, name, real in found:
         space[name] = stand_ins[real]
     try:
@@ -51,7 +52,9 @@ def _clock(real: Callable[[], Any], since: int, scale: int) -> Callable[[], Any]
         here: Any = getcurrent()
         try:
             actor = here.actor
-        except AttributeError:  # not in an actor's greenlet
+        except AttributeError:  # in another thread
+            return real()
+        if actor is None:
             return real()
         at = actor.born[since] + actor.elapsed
         return at if scale == 1 else int(at * scale)
