@@ -699,7 +699,7 @@ def test_which_key_expires_is_said_where_several_could() -> None:
         return r.mget("one", "other")
 
     def intact(r: Any, results: list[Any]) -> bool:
-        return results[0] != ["1", None]
+        return bool(results[0] != ["1", None])
 
     result = explore([client], invariant=intact, faults=["expire"])
     assert result.schedule == "AA*<other>A"

@@ -13,6 +13,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import redis
@@ -39,6 +40,11 @@ NOTED = STATEFUL | PUSHED | {"WATCH", "MULTI", "EXEC", "DISCARD", "UNWATCH"}
 
 _PLAIN: Any = Connection
 """redis-py's connection: what an actor's does when it does not stop."""
+
+
+@cache
+def _is_noted(word: Any) -> bool:
+    return first_word((word,)) in NOTED
 
 
 class _Packed(list[bytes]):
@@ -207,19 +213,25 @@ def _block_of_streams(said: list[str]) -> int:
     return first + options.index("BLOCK") + 1 if "BLOCK" in options else 0
 
 
+def actors_pool(address: dict[str, Any]) -> redis.ConnectionPool:
+    """Connections of a client that stops before each command."""
+    wanted = {**settings(), "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "driver_info": None}
+    return redis.ConnectionPool(connection_class=ActorConnection, **{**wanted, **address})
+
+
 class Actor:
     """One client of a program: its callable in a greenlet, a redis-py client, and what has become of it.
 
     `state` is "ready" (it sends `pending` next), "blocked" (in a command that waits), "done" or "crashed".
     """
 
-    def __init__(self, letter: str, fn: Callable[[Any], Any], stage: Any, address: dict[str, Any]) -> None:
+    def __init__(self, letter: str, fn: Callable[[Any], Any], stage: Any, pool: redis.ConnectionPool) -> None:
         self.letter, self.fn, self.stage = letter, fn, stage
         self.owner = frozenset(letter)
-        wanted = {**settings(), "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "driver_info": None}
-        self._pool = redis.ConnectionPool(
-            connection_class=ActorConnection, actor=self, **{**wanted, **address}
-        )
+        self._pool = pool
+        pool.connection_kwargs["actor"] = self
+        for connection in pool._available_connections:
+            connection.actor = self
         self._client = redis.Redis(connection_pool=self._pool)
         self._greenlet: Any = None
         self._marked = False
@@ -235,7 +247,7 @@ class Actor:
         self.injected: Exception | None = None
         self.steps, self.elapsed = 0, 0.0
         self.patience: float | None = None
-        self.last_of_batch = True
+        self.last_of_batch, self.notable = True, False
         self._stopping, self._refused = False, 0
 
     @property
@@ -274,6 +286,9 @@ class Actor:
 
     def go(self, how: How = "run") -> None:
         """Take the pending step (or end a wait), and run on to the next."""
+        if self.notable:
+            self._note()
+        self.steps += 1
         self.replies = []
         self._greenlet.switch(how)
 
@@ -285,6 +300,8 @@ class Actor:
             raise RuntimeError("an actor's client sends for its own actor only, and not from a thread")
         self.pending, self.connection, self.last_of_batch = commands, connection, last
         self.state = "ready"
+        if connection is not None:
+            self.notable = connection.queued is not None or _is_noted(commands[0][0])
         try:
             how: How = self._scheduler.switch()
         except GreenletExit:
@@ -333,16 +350,13 @@ class Actor:
             found |= connection.queued or PURE
         return found
 
-    def note(self) -> None:
-        """Keep account of what the step that has just been taken leaves in its connection."""
+    def _note(self) -> None:
+        """Keep account of what the step that is about to be taken leaves in its connection."""
         connection = self.connection
-        if connection is None:
-            return
+        assert connection is not None
+        self._marked, self.notable = True, False
         for args in self.pending:
             name = first_word(args)
-            if name not in NOTED and connection.queued is None:
-                continue
-            self._marked = True
             if name == "WATCH":
                 connection.watched |= self.stage.footprints.of(args)
             elif name == "MULTI":
@@ -395,8 +409,8 @@ class Actor:
         self._marked = False
 
     def close(self) -> None:
+        """Stop, and end the greenlet."""
         self.stop()
-        self._pool.disconnect()
         if self._greenlet is not None:
             self._greenlet.throw(GreenletExit)
 

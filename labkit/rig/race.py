@@ -318,9 +318,11 @@ class _Search:
         """
         stage, ends = self.stage, []
         stage.begin()
-        self.able = frozenset(actor.letter for actor in stage.actors.values() if actor.able)
-        self._compare(self.start)
-        self.start = stage.after(stage.actors)
+        if self.start:
+            self._compare(self.start)
+        else:
+            self.start = stage.after(stage.actors)
+            self.able = frozenset(actor.letter for actor in stage.actors.values() if actor.able)
         for node in self.path[:known]:
             self._again(node)
         sleep = self._child_sleep(self.path[-1]) if known else {}
@@ -341,8 +343,8 @@ class _Search:
 
     def _late_moves(self) -> list[str]:
         stage = self.stage
-        found = stage.late_moves() if self.reduce else []
-        if any(actor.state == "blocked" for actor in stage.actors.values()):
+        found = stage.late_moves() if self.reduce and stage.program.faults else []
+        if not found or any(actor.state == "blocked" for actor in stage.actors.values()):
             return found  # one may wake a client, which goes on
         return [m for m in found if self._order(stage.taken, stage.expiry(m)).count()]
 

@@ -6,13 +6,20 @@ A *move* is a string: "A" lets client A take its next step (or, if it waits in a
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
+import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
-from labkit.rig.actors import Actor, Command, letters
+from redis.exceptions import NoScriptError, RedisError
+
+from labkit.rig.actors import Actor, Command, actors_pool, letters
 from labkit.rig.client import client
 from labkit.rig.footprint import PURE, Footprint, Footprints, text
 from labkit.rig.server import Server
@@ -101,6 +108,11 @@ class Done(NamedTuple):
     after: tuple[tuple[Actor, str, Sequence[Command]], ...]
 
 
+@cache
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode()).hexdigest()
+
+
 _private: Server | None = None
 
 
@@ -112,23 +124,55 @@ def private_server() -> Server:
     return _private
 
 
+class _Link:
+    """Connections to a server, and what is known of its commands and scripts; kept for the next time."""
+
+    def __init__(self, server: Server) -> None:
+        self.process = os.getpid(), server.pid
+        self.r = client(server.url, single_connection_client=True, socket_timeout=30, driver_info=None)
+        self.r.script_flush()  # so that each script's text is seen when it is loaded
+        self.footprints = Footprints(self.r)
+        self._address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
+        self._pools: list[Any] = []
+
+    def pools(self, count: int) -> list[Any]:
+        """A pool of connections for each client."""
+        while len(self._pools) < count:
+            self._pools.append(actors_pool(self._address))
+        return self._pools[:count]
+
+    def close(self) -> None:
+        for pool in self._pools:
+            pool.disconnect()
+        self.r.close()
+
+
+_kept: weakref.WeakKeyDictionary[Server, _Link] = weakref.WeakKeyDictionary()
+
+
+def _link(server: Server) -> _Link:
+    """The link to this server that nobody uses, or a new one. Whoever takes it has it alone."""
+    kept = _kept.pop(server, None)
+    if kept is not None and kept.process == (os.getpid(), server.pid):
+        with contextlib.suppress(RedisError):
+            kept.r.ping()
+            return kept
+    return _Link(server)
+
+
 class Stage:
     """The program on its server. `begin()`, then `do(move)` for one of `moves()`, until there are none."""
 
     def __init__(self, program: Program, footprints: bool = True) -> None:
         self.program, self._wants_footprints = program, footprints
-        server = program.server or private_server()
-        self.r = client(server.url, single_connection_client=True, socket_timeout=30)
-        self.footprints = Footprints(self.r)
-        address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
-        names = letters(program.actors)
-        self.actors = {
-            name: Actor(name, fn, self, address) for name, fn in zip(names, program.actors, strict=True)
-        }
+        self._server = program.server or private_server()
+        self._link = _link(self._server)
+        self.r, self.footprints = self._link.r, self._link.footprints
+        parts = zip(
+            letters(program.actors), program.actors, self._link.pools(len(program.actors)), strict=True
+        )
+        self.actors = {name: Actor(name, fn, self, pool) for name, fn, pool in parts}
         self._all = tuple(self.actors.values())
-        self.r.script_flush()  # so that each script's text is seen when it is loaded again
-        self._empty = self.r.script_load(_EMPTY)
-        self._with_ttl = self.r.script_load(_WITH_TTL)
         self._always, self._faults = program.always, program.faults
         self._takes_results = _takes_results(program.invariant)
         self.cold = False
@@ -136,19 +180,31 @@ class Stage:
     def __enter__(self) -> Stage:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """What went well is kept; after an exception nothing is."""
+        try:
+            for actor in self.actors.values():
+                actor.close()
+        except BaseException:
+            kind = True
+            raise
+        finally:
+            if kind is None:
+                _kept[self._server] = self._link
+            else:
+                self._link.close()
 
-    def close(self) -> None:
-        for actor in self.actors.values():
-            actor.close()
-        self.r.close()
+    def _eval(self, script: str) -> Any:
+        try:
+            return self.r.execute_command("EVALSHA", _sha(script), 0)
+        except NoScriptError:
+            return self.r.execute_command("EVAL", script, 0)
 
     def begin(self) -> None:
         """Empty the server, set it up, and let each client run to its first command."""
         for actor in self.actors.values():
             actor.stop()
-        self.r.execute_command("EVALSHA", self._empty, 0)
+        self._eval(_EMPTY)
         if self.program.setup is not None:
             self.program.setup(self.r)
         self.cold = False
@@ -258,19 +314,15 @@ class Stage:
         return Taken(move, actor.owner, footprint, commands, () if move[0] == "!" else actor.replies)
 
     def _move(self, actor: Actor, move: str) -> None:
-        if move[0] == "!":
+        if actor.state == "ready" and len(move) == 1:
+            actor.go()
+        elif move[0] == "!":
             actor.crash()
-            return
-        if actor.state == "blocked":
+        elif actor.state == "blocked":
             self._time_out(actor)
-        elif move[0] == "~":
-            self._lost.add(actor.letter)
-            actor.note()
-            actor.go("lose")
         else:
-            actor.note()
-            actor.go("run")
-        actor.steps += 1
+            self._lost.add(actor.letter)
+            actor.go("lose")
 
     def _time_out(self, actor: Actor) -> None:
         """The server gives the same reply as after the time that the command was to wait."""
@@ -312,7 +364,7 @@ class Stage:
 
     def _look(self) -> None:
         """Which keys may expire now?"""
-        self._mortal = self.r.execute_command("EVALSHA", self._with_ttl, 0)
+        self._mortal = self._eval(_WITH_TTL)
 
     def _blocked(self, ids: Iterable[int]) -> set[int]:
         found = text(self.r.execute_command("CLIENT", "LIST", "ID", *ids))
