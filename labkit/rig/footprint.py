@@ -47,9 +47,6 @@ OWN = set("PING ECHO TIME MULTI DISCARD UNWATCH HELLO AUTH SELECT COMMAND SLEEP"
 LOOKS_AROUND = {"KEYS", "SCAN", "DBSIZE", "RANDOMKEY", "SORT_RO"}
 ONLY_READ = {"WATCH", "OBJECT", "XINFO", "MEMORY"}  # although the server does not flag them so
 SCRIPTS = {"EVAL", "EVALSHA", "FCALL", "EVAL_RO", "EVALSHA_RO", "FCALL_RO"}
-VARY = {"BITFIELD"}
-"""Commands that read or write, whichever their other words say."""
-
 WAITS = {"WAIT", "WAITAOF"}  # although Redis 7.0 does not flag them so
 FAMILIES = ONLY_READ | {"XGROUP", "CLIENT", "CONFIG", "DEBUG", "FUNCTION", "PUBSUB", "SCRIPT"}
 """Commands whose second word says what they do."""
@@ -109,7 +106,7 @@ class Footprints:
         """What this command may read and write."""
         try:
             found = self._seen.get(args)
-        except TypeError:  # a buffer that can change
+        except (TypeError, ValueError):  # a buffer that can change
             return self._of(args)
         if found is None:
             found = self._of(args)
@@ -166,7 +163,7 @@ class Footprints:
         ):  # XREADGROUP reads the stream and writes the group
             writes = [True] * len(keys)
         places = self._info(name).places(len(said))
-        if name not in VARY and [said[at] for at in places] == keys:
+        if [said[at] for at in places] == keys:
             self._places[form] = tuple(zip(places, writes, strict=True))
         written = frozenset(key for key, w in zip(keys, writes, strict=True) if w)
         return Footprint(frozenset(keys) - written, written)

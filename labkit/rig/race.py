@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from labkit import LabkitError
 from labkit.rig.actors import Actor, Command
@@ -77,8 +77,7 @@ class RaceFound(LabkitError, AssertionError):
         super().__init__(str(exploration))
 
 
-@dataclass(frozen=True)
-class Interleaving:
+class Interleaving(NamedTuple):
     """One that was run: its schedule, what was wrong with it ("" if nothing), and how many it stands for."""
 
     schedule: str
@@ -234,19 +233,18 @@ class _Node:
     `last` is what came of the present move, `before` which steps of the path (a bit for each) it depends on.
     """
 
-    __slots__ = ("before", "done", "last", "move", "moves", "sleep", "tried")
+    __slots__ = ("before", "done", "last", "move", "moves", "sleep")
 
     def __init__(self, moves: list[str], sleep: dict[str, Taken]) -> None:
         self.moves, self.sleep = moves, sleep
         self.done: dict[str, Taken] = {}
-        self.tried: set[str] = set()
         self.move, self.before = "", 0
         self.last: Done | None = None
 
     def next(self) -> str | None:
         """A move that is still to be tried from here."""
         for move in self.moves:
-            if move not in self.tried and move not in self.sleep:
+            if move not in self.done and move not in self.sleep:
                 return move
         return None
 
@@ -364,10 +362,9 @@ class _Search:
         """Take a step for the first time."""
         stage = self.stage
         node.move = move
-        node.tried.add(move)
-        taken = stage.do(move)
+        node.done[move] = taken = stage.do(move)
         if self.reduce:
-            node.done[move], node.before = taken, self._before(taken, stage.taken[:-1])
+            node.before = self._before(taken, stage.taken[:-1])
         node.last = None if stage.cold else stage.done(taken)
 
     def _again(self, node: _Node) -> None:

@@ -284,7 +284,7 @@ class Stage:
     def after(self, who: Iterable[str]) -> tuple[tuple[Actor, str, Sequence[Command]], ...]:
         """The states of these clients, and what they would send next."""
         found = [self.actors[name] for name in who if name in self.actors]
-        return tuple((actor, actor.state, actor.pending) for actor in found)
+        return tuple([(actor, actor.state, actor.pending) for actor in found])
 
     def done(self, taken: Taken) -> Done:
         """What the step that has just been taken led to."""

@@ -100,7 +100,10 @@ def _line(state: State) -> str:
 def spell(taken: Iterable[Taken]) -> str:
     """The moves as a schedule, which `parse_schedule` reads."""
     return "".join(
-        ("*" if step.sole else f"*<{step.move[1:]}>") if step.move[0] == "*" else step.move for step in taken
+        [
+            ("*" if step.sole else f"*<{step.move[1:]}>") if step.move[0] == "*" else step.move
+            for step in taken
+        ]
     )
 
 
