@@ -1,6 +1,7 @@
 """What the race explorer costs: `uv run --group bench python tests/bench_race.py`.
 
-Three tables, each with a criterion that is met or not:
+Three tables, each with a criterion that is met or not. Everything shares one core, because across two the
+figures of all candidates jump between two states:
 
 1. Interleavings a second, against frontrun 0.7 on the same programs and the same Redis. frontrun runs them as
    its documentation says, by `frontrun python …` with `detect_io=True` and `stop_on_first=False`, on clients
@@ -270,6 +271,8 @@ def main() -> None:
     if args.inside_frontrun:
         inside_frontrun(*args.inside_frontrun)
         return
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # servers and frontrun inherit it
     against_frontrun(args.rounds)
     share_of_redis(5 * args.rounds)
     reduction()

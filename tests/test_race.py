@@ -1245,3 +1245,13 @@ def test_a_result_is_a_value() -> None:
     assert isinstance(one, Exploration)
     assert [key for key, _ in groupby(one.schedule)] == ["A", "B", "A"]
     assert (one.first, one.interleavings, one.headline) == (other.first, other.interleavings, other.headline)
+
+
+def test_nothing_of_one_exploration_is_left_in_the_next() -> None:
+    def other_database(r: Any) -> None:
+        r.select(7)
+        r.set_response_callback("GET", lambda reply, **options: "mine")
+
+    explore([lambda r: r.incr("n")], setup=other_database, invariant=lambda r: True)
+    found = explore([lambda r: r.incr("n")], invariant=lambda r: bool(r.get("n") == "1"))
+    assert found.verdict == "safe"

@@ -19,7 +19,9 @@ several have a TTL).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -265,12 +267,17 @@ class _Search:
         self.start: Any = ()
 
     def run(self) -> Exploration:
+        with _rarely_collected() as collect:
+            return self._search(collect)
+
+    def _search(self, collect: Callable[[int], object]) -> Exploration:
         began = perf_counter()
         self.reduce = self.reduce and self.stage.starts_well()
         ended = ""
         while not ended:
             self._run_once()
             self.runs += 1
+            collect(self.runs)
             if self.runs == 1:
                 self._same_again()
             if not self._back():
@@ -439,6 +446,18 @@ class _Search:
         for move in self.best[1]:
             self.stage.do(move)
         return spell(self.stage.taken)
+
+
+@contextmanager
+def _rarely_collected() -> Iterator[Callable[[int], object]]:
+    """Meanwhile cyclic garbage is collected every 500 runs, not after every 700 objects."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield lambda runs: gc.collect(1) if was_on and runs % 500 == 0 else None
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _said(commands: Sequence[Command]) -> str:

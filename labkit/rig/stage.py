@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+import redis
 from redis.exceptions import NoScriptError, RedisError
 
 from labkit.rig.actors import Actor, Command, actors_pool, letters
@@ -129,11 +130,17 @@ class _Link:
 
     def __init__(self, server: Server) -> None:
         self.process = os.getpid(), server.pid
-        self.r = client(server.url, single_connection_client=True, socket_timeout=30, driver_info=None)
-        self.r.script_flush()  # so that each script's text is seen when it is loaded
-        self.footprints = Footprints(self.r)
+        self._control = client(server.url, socket_timeout=30, driver_info=None)
+        self._control.script_flush()  # so that each script's text is seen when it is loaded
+        self.footprints = Footprints(self._control)
         self._address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
         self._pools: list[Any] = []
+
+    def client(self) -> redis.Redis:
+        """A new one on a connection that is there, and works. Nothing of an earlier one is left in it."""
+        r = redis.Redis(connection_pool=self._control.connection_pool, single_connection_client=True)
+        r.execute_command("SELECT", 0)
+        return r
 
     def pools(self, count: int) -> list[Any]:
         """A pool of connections for each client."""
@@ -144,7 +151,7 @@ class _Link:
     def close(self) -> None:
         for pool in self._pools:
             pool.disconnect()
-        self.r.close()
+        self._control.close()
 
 
 _kept: weakref.WeakKeyDictionary[Server, _Link] = weakref.WeakKeyDictionary()
@@ -155,7 +162,7 @@ def _link(server: Server) -> _Link:
     kept = _kept.pop(server, None)
     if kept is not None and kept.process == (os.getpid(), server.pid):
         with contextlib.suppress(RedisError):
-            kept.r.ping()
+            kept.client().close()
             return kept
     return _Link(server)
 
@@ -167,7 +174,7 @@ class Stage:
         self.program, self._wants_footprints = program, footprints
         self._server = program.server or private_server()
         self._link = _link(self._server)
-        self.r, self.footprints = self._link.r, self._link.footprints
+        self.r, self.footprints = self._link.client(), self._link.footprints
         parts = zip(
             letters(program.actors), program.actors, self._link.pools(len(program.actors)), strict=True
         )
@@ -189,6 +196,7 @@ class Stage:
             kind = True
             raise
         finally:
+            self.r.close()
             if kind is None:
                 _kept[self._server] = self._link
             else:
