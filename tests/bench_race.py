@@ -4,8 +4,10 @@ Three tables, each with a criterion that is met or not. Everything shares one co
 figures of all candidates jump between two states:
 
 1. Interleavings a second, against frontrun 0.7 on the same programs and the same Redis. frontrun runs them as
-   its documentation says, by `frontrun python …` with `detect_io=True` and `stop_on_first=False`, on clients
-   that are connected already; labkit without reduction. They take turns; a ratio is the rounds' median.
+   its documentation does, by `frontrun python …` with `detect_io=True` and `stop_on_first=False`, each worker
+   with a client that it makes; "kept" is the same with clients that are connected once (labkit gives each run
+   a new client on a connection that it keeps). labkit runs without reduction. They take turns; a ratio is the
+   rounds' median.
 2. Where the time goes: the same interleavings with labkit's scheduler, and the bare commands by redis-py with
    no scheduler at all (empty the server, set up, every client's commands, the invariant), in rounds that
    take turns. Beside it a profile, by a timer that looks at the innermost Python frame.
@@ -27,6 +29,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -83,7 +86,7 @@ def with_labkit(program: Program, server: Server, **options: Any) -> Exploration
 # --- 1. against frontrun ------------------------------------------------------------------------------------
 
 
-def inside_frontrun(url: str, name: str) -> None:
+def inside_frontrun(url: str, name: str, kept: bool) -> None:
     """What `frontrun python` runs: one program, explored; prints what came of it as JSON."""
     import frontrun
     import redis
@@ -98,7 +101,10 @@ def inside_frontrun(url: str, name: str) -> None:
             main.flushdb()
             set_up(main)
 
-    workers = [lambda state, r=r: program.actor(r) for r in clients]
+    def work(state: object, r: Any) -> None:
+        program.actor(r if kept else redis.Redis.from_url(url, decode_responses=True))
+
+    workers = [partial(work, r=r) for r in clients]
     start = perf_counter()
     found = frontrun.explore(
         setup=State,
@@ -113,10 +119,10 @@ def inside_frontrun(url: str, name: str) -> None:
     print(json.dumps({"safe": found.property_holds, "rate": found.num_explored / seconds}))
 
 
-def with_frontrun(name: str, server: Server) -> tuple[bool, float]:
+def with_frontrun(name: str, server: Server, kept: bool) -> tuple[bool, float]:
     """Is it safe, and interleavings a second."""
     frontrun = shutil.which("frontrun", path=str(Path(sys.executable).parent)) or "frontrun"
-    command = [frontrun, sys.executable, __file__, "--inside-frontrun", server.url, name]
+    command = [frontrun, sys.executable, __file__, "--inside-frontrun", server.url, name, "kept" * kept]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     return answer["safe"], answer["rate"]
@@ -133,18 +139,23 @@ def for_a_while(name: str, server: Server, seconds: float = 1.0) -> tuple[bool, 
 
 def against_frontrun(rounds: int) -> None:
     print("\n1. Interleavings a second\n")
-    print(f"{'program':34} {'verdict':>9} {'labkit':>9} {'frontrun':>9} {'ratio':>7}   same verdict")
+    heads = ("verdict", "labkit", "frontrun", "ratio", "kept", "ratio")
+    print(f"{'program':34}" + "".join(f"{head:>10}" for head in heads) + "   same verdict")
     worst = math.inf
     with Server() as server:
         for name in PROGRAMS:
-            pairs = [(for_a_while(name, server), with_frontrun(name, server)) for _ in range(rounds)]
-            ratio = statistics.median(ours[1] / theirs[1] for ours, theirs in pairs)
-            ours, theirs = (statistics.median(pair[i][1] for pair in pairs) for i in (0, 1))
-            same = all(ours[0] == theirs[0] for ours, theirs in pairs)
-            verdict = "safe" if pairs[0][0][0] else "violated"
-            print(
-                f"{name:34} {verdict:>9} {ours:9,.0f} {theirs:9,.1f} {ratio:7.1f}   {'yes' if same else 'NO'}"
+            ways = (
+                partial(for_a_while, name, server),
+                partial(with_frontrun, name, server, kept=False),
+                partial(with_frontrun, name, server, kept=True),
             )
+            rows = [[way() for way in ways] for _ in range(rounds)]
+            ours, fresh, kept = (statistics.median(row[i][1] for row in rows) for i in range(3))
+            ratio, to_kept = (statistics.median(row[0][1] / row[i][1] for row in rows) for i in (1, 2))
+            same = len({safe for row in rows for safe, _ in row}) == 1
+            verdict = "safe" if rows[0][0][0] else "violated"
+            numbers = "".join(f"{number:10,.1f}" for number in (ours, fresh, ratio, kept, to_kept))
+            print(f"{name:34}{verdict:>10}{numbers}   {'yes' if same else 'NO'}")
             worst = min(worst, ratio if same else 0)
     print(
         f"\nat least 20 times as many, with the same verdicts: {_met(worst >= 20)} (the least: {worst:.1f})"
@@ -266,10 +277,13 @@ def _met(criterion: bool) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--inside-frontrun", nargs=2, metavar=("URL", "PROGRAM"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--inside-frontrun", nargs=3, metavar=("URL", "PROGRAM", "KEPT"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.inside_frontrun:
-        inside_frontrun(*args.inside_frontrun)
+        url, name, kept = args.inside_frontrun
+        inside_frontrun(url, name, bool(kept))
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # servers and frontrun inherit it
