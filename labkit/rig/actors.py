@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import inspect
 import select
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
+from time import monotonic, time
 from typing import Any, Literal
 
 import redis
@@ -83,9 +83,6 @@ class ActorConnection(Connection):
         self._replies.clear()
         _PLAIN.disconnect(self, *args, **options)
 
-    def can_read(self, timeout: float = 0) -> bool:
-        return False  # every reply has been read when the next command is sent
-
     def pack_commands(self, commands: Any) -> Any:
         commands = [tuple(command) for command in commands]
         packed = _Packed(_PLAIN.pack_commands(self, commands))
@@ -95,10 +92,8 @@ class ActorConnection(Connection):
     def send_command(self, *args: Any, **options: Any) -> None:
         if self._direct:
             _PLAIN.send_command(self, *args, **options)
-        elif self.actor.stage.footprints.blocking(args):
-            self._one(args)
         else:
-            self._take((args,), self._command_packer.pack(*args), True)
+            self._one(args)
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:
         commands = getattr(command, "commands", None)
@@ -213,10 +208,26 @@ def _block_of_streams(said: list[str]) -> int:
     return first + options.index("BLOCK") + 1 if "BLOCK" in options else 0
 
 
-def actors_pool(address: dict[str, Any]) -> redis.ConnectionPool:
-    """Connections of a client that stops before each command."""
+class ActorPool(redis.ConnectionPool):
+    """A pool for one greenlet: without locks, metrics and events, which take as long as a command."""
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        free = self._available_connections
+        connection = free.pop() if free else self.make_connection()
+        self._in_use_connections.add(connection)
+        connection.connect()
+        return connection
+
+    def release(self, connection: Any) -> None:
+        if connection in self._in_use_connections:
+            self._in_use_connections.remove(connection)
+            self._available_connections.append(connection)
+
+
+def actors_client(address: dict[str, Any]) -> redis.Redis:
+    """A client that stops before each command."""
     wanted = {**settings(), "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "driver_info": None}
-    return redis.ConnectionPool(connection_class=ActorConnection, **{**wanted, **address})
+    return redis.Redis(connection_pool=ActorPool(connection_class=ActorConnection, **{**wanted, **address}))
 
 
 class Actor:
@@ -225,15 +236,14 @@ class Actor:
     `state` is "ready" (it sends `pending` next), "blocked" (in a command that waits), "done" or "crashed".
     """
 
-    def __init__(self, letter: str, fn: Callable[[Any], Any], stage: Any, pool: redis.ConnectionPool) -> None:
+    def __init__(self, letter: str, fn: Callable[[Any], Any], stage: Any, client: redis.Redis) -> None:
         self.letter, self.fn, self.stage = letter, fn, stage
         self.owner = frozenset(letter)
-        self._pool = pool
-        pool.connection_kwargs["actor"] = self
-        for connection in pool._available_connections:
+        self._client, self._pool = client, client.connection_pool
+        self._pool.connection_kwargs["actor"] = self
+        for connection in self._pool._available_connections:
             connection.actor = self
-        self._client = redis.Redis(connection_pool=self._pool)
-        self._greenlet: Any = None
+        self.greenlet: Any = None
         self._marked = False
         self._clear()
 
@@ -258,13 +268,13 @@ class Actor:
     def start(self) -> None:
         """Begin anew: run to the first command."""
         self._clear()
-        self.born = time.time(), time.monotonic()
-        self._scheduler: Any = getcurrent()
-        if self._greenlet is None or self._greenlet.dead:
-            self._greenlet = greenlet(self._run)
-            self._greenlet.actor = self
-        self._greenlet.gr_context = None  # context variables are as new
-        self._greenlet.switch()
+        self.born = time(), monotonic()  # of its own: two clients never see quite the same
+        self.scheduler: Any = getcurrent()
+        if self.greenlet is None or self.greenlet.dead:
+            self.greenlet = greenlet(self._run)
+            self.greenlet.actor = self
+        self.greenlet.gr_context = None  # context variables are as new
+        self.greenlet.switch()
 
     def _run(self) -> None:
         """Run again and again: making a greenlet takes as long as a command."""
@@ -276,7 +286,7 @@ class Actor:
             except Exception as error:
                 self.error = None if self._stopping else error
             self.state, self.pending = "done", ()
-            self._scheduler.switch()
+            (self.scheduler if self._stopping else self.stage.onward(self)).switch()
 
     def _new_client(self) -> redis.Redis:
         """A copy, so that nothing can be remembered of a client of an execution before."""
@@ -290,20 +300,21 @@ class Actor:
             self._note()
         self.steps += 1
         self.replies = []
-        self._greenlet.switch(how)
+        self.greenlet.switch(how)
 
     def step(self, commands: Sequence[Command], connection: ActorConnection | None, last: bool = True) -> How:
         """Called in the actor's greenlet, before it sends: stop until `go()`."""
         if self._stopping:
             self._refuse()
-        if getcurrent() is not self._greenlet:
+        if getcurrent() is not self.greenlet:
             raise RuntimeError("an actor's client sends for its own actor only, and not from a thread")
         self.pending, self.connection, self.last_of_batch = commands, connection, last
         self.state = "ready"
         if connection is not None:
             self.notable = connection.queued is not None or _is_noted(commands[0][0])
         try:
-            how: How = self._scheduler.switch()
+            there = self.stage.onward(self)
+            how: How = there.switch("run") if there is not self.greenlet else "run"
         except GreenletExit:
             if _in_finalizer():  # which would print it
                 raise ConnectionError("this client has been stopped") from None
@@ -315,14 +326,14 @@ class Actor:
         self._refused += 1
         if self._refused > 1000:
             said = f"client {self.letter} cannot be stopped: it goes on after any exception at all"
-            self._scheduler.throw(LabkitError(f"{said}. Remedy: let it catch Exception, not BaseException."))
+            self.scheduler.throw(LabkitError(f"{said}. Remedy: let it catch Exception, not BaseException."))
         raise ConnectionError("this client has been stopped") if self._refused < 50 else GreenletExit
 
     def block(self, connection: ActorConnection, seconds: float | None) -> None:
         """Called in the actor's greenlet, when the server lets it wait: stop until the reply is there."""
-        self.state, self.patience = "blocked", seconds
+        self.state, self.patience, self.stage.waits = "blocked", seconds, True
         try:
-            self._scheduler.switch()
+            self.scheduler.switch()
         except GreenletExit:
             connection.disconnect()
             raise
@@ -391,12 +402,12 @@ class Actor:
         self._stopping = True
         if self.state == "done" and not self._marked and not self._pool._in_use_connections:
             return
-        if self.state in ("ready", "blocked") and self._greenlet is not None and not self._greenlet.dead:
+        if self.state in ("ready", "blocked") and self.greenlet is not None and not self.greenlet.dead:
             if self.state == "blocked" and self.connection is not None and self.connection._sock:
                 self.stage.kill_client(self.connection.id)
-            running, self._greenlet = self._greenlet, None
+            running, self.greenlet = self.greenlet, None
             running.throw(GreenletExit)
-            self._greenlet = running
+            self.greenlet = running
         for connection in list(self._pool._in_use_connections):  # who was to give it back is gone
             connection.retired = True
             self._pool.release(connection)
@@ -411,8 +422,8 @@ class Actor:
     def close(self) -> None:
         """Stop, and end the greenlet."""
         self.stop()
-        if self._greenlet is not None:
-            self._greenlet.throw(GreenletExit)
+        if self.greenlet is not None:
+            self.greenlet.throw(GreenletExit)
 
 
 def _in_finalizer() -> bool:

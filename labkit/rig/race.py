@@ -328,8 +328,7 @@ class _Search:
         else:
             self.start = stage.after(stage.actors)
             self.able = frozenset(actor.letter for actor in stage.actors.values() if actor.able)
-        for node in self.path[:known]:
-            self._again(node)
+        self._again(self.path[:known])
         sleep = self._child_sleep(self.path[-1]) if known else {}
         while True:
             moves = stage.moves()
@@ -374,13 +373,15 @@ class _Search:
             node.before = self._before(taken, stage.taken[:-1])
         node.last = None if stage.cold else stage.done(taken)
 
-    def _again(self, node: _Node) -> None:
-        """Take a step of the path again, and see that the clients do the same."""
-        if node.last is None:  # it has just turned to another move
-            self._step(node, node.move)
-        else:
-            self.stage.redo(node.last)
-            self._compare(node.last.after)
+    def _again(self, path: Sequence[_Node]) -> None:
+        """Take the steps of the path again, and see that the clients do the same."""
+        known = [node.last for node in path if node.last is not None]
+        at = 0
+        while at < len(known):
+            at = self.stage.redo(known, at)
+            self._compare(known[at - 1].after)
+        if at < len(path):  # the last one has just turned to another move
+            self._step(path[at], path[at].move)
 
     def _before(self, step: Taken, earlier: Sequence[Taken]) -> int:
         return sum(1 << i for i, other in enumerate(earlier) if self._dependent(other, step))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import NoScriptError, RedisError
 
-from labkit.rig.actors import Actor, Command, actors_pool, letters
+from labkit.rig.actors import Actor, Command, actors_client, letters
 from labkit.rig.client import client
 from labkit.rig.footprint import PURE, Footprint, Footprints, text
 from labkit.rig.server import Server
@@ -134,7 +134,7 @@ class _Link:
         self._control.script_flush()  # so that each script's text is seen when it is loaded
         self.footprints = Footprints(self._control)
         self._address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
-        self._pools: list[Any] = []
+        self._clients: list[redis.Redis] = []
 
     def client(self) -> redis.Redis:
         """A new one on a connection that is there, and works. Nothing of an earlier one is left in it."""
@@ -142,15 +142,15 @@ class _Link:
         r.execute_command("SELECT", 0)
         return r
 
-    def pools(self, count: int) -> list[Any]:
-        """A pool of connections for each client."""
-        while len(self._pools) < count:
-            self._pools.append(actors_pool(self._address))
-        return self._pools[:count]
+    def actors(self, count: int) -> list[redis.Redis]:
+        """A client for each actor, with a pool of its own."""
+        while len(self._clients) < count:
+            self._clients.append(actors_client(self._address))
+        return self._clients[:count]
 
     def close(self) -> None:
-        for pool in self._pools:
-            pool.disconnect()
+        for r in self._clients:
+            r.connection_pool.disconnect()
         self._control.close()
 
 
@@ -162,7 +162,7 @@ def _link(server: Server) -> _Link:
     kept = _kept.pop(server, None)
     if kept is not None and kept.process == (os.getpid(), server.pid):
         with contextlib.suppress(RedisError):
-            kept.client().close()
+            kept._control.ping()
             return kept
     return _Link(server)
 
@@ -175,14 +175,15 @@ class Stage:
         self._server = program.server or private_server()
         self._link = _link(self._server)
         self.r, self.footprints = self._link.client(), self._link.footprints
-        parts = zip(
-            letters(program.actors), program.actors, self._link.pools(len(program.actors)), strict=True
-        )
-        self.actors = {name: Actor(name, fn, self, pool) for name, fn, pool in parts}
+        clients = self._link.actors(len(program.actors))
+        parts = zip(letters(program.actors), program.actors, clients, strict=True)
+        self.actors = {name: Actor(name, fn, self, client) for name, fn, client in parts}
         self._all = tuple(self.actors.values())
         self._always, self._faults = program.always, program.faults
         self._takes_results = _takes_results(program.invariant)
-        self.cold = False
+        self.cold = self.waits = False
+        self._known: Sequence[Done] = ()  # steps that are taken again
+        self._at = 0
 
     def __enter__(self) -> Stage:
         return self
@@ -215,7 +216,7 @@ class Stage:
         self._eval(_EMPTY)
         if self.program.setup is not None:
             self.program.setup(self.r)
-        self.cold = False
+        self.cold = self.waits = False
         self.taken: list[Taken] = []
         self.broken: tuple[int, str] | None = None
         self._lost: set[str] = set()
@@ -243,7 +244,7 @@ class Stage:
     def moves(self) -> list[str]:
         """What can happen next; nothing once no client can move."""
         faults = self._faults
-        found = [actor.letter for actor in self._all if actor.state == "ready" or actor.able]
+        found = [a.letter for a in self._all if a.state == "ready" or a.able]
         if not faults or not found:
             return found
         for name, actor in self.actors.items():
@@ -275,10 +276,8 @@ class Stage:
     def do(self, move: str) -> Taken:
         """Take a step, end the waits that it ends, and check `always`."""
         taken = self._expire(move) if move[0] == "*" else self._act(move)
-        for actor in self._all:
-            if actor.state == "blocked":
-                taken = self._wake(taken)
-                break
+        if self.waits:
+            taken = self._wake(taken)
         if self._faults:
             taken = taken._replace(able=frozenset(a.letter for a in self._all if a.able) & taken.owners)
             if expire in self._faults and (taken.footprint.changes or not self._wants_footprints):
@@ -291,26 +290,50 @@ class Stage:
 
     def after(self, who: Iterable[str]) -> tuple[tuple[Actor, str, Sequence[Command]], ...]:
         """The states of these clients, and what they would send next."""
-        found = [self.actors[name] for name in who if name in self.actors]
-        return tuple([(actor, actor.state, actor.pending) for actor in found])
+        actors = self.actors
+        return tuple([(a, a.state, a.pending) for a in map(actors.get, who) if a is not None])
 
     def done(self, taken: Taken) -> Done:
         """What the step that has just been taken led to."""
         return Done(taken, self.broken, self._mortal, self.after(taken.owners))
 
-    def redo(self, done: Done) -> None:
-        """Take a step again, after the same steps: what it leads to is known, and not asked for again."""
-        move = done.taken.move
-        if move[0] == "*":
-            self._expire(move)
-        else:
-            self._move(self.actors[move[-1]], move)
-        for actor in self._all:
-            if actor.state == "blocked":
-                self._wake(done.taken)
-                break
-        self.taken.append(done.taken)
+    def redo(self, known: Sequence[Done], at: int) -> int:
+        """Take the step `at` again: what it leads to is known, and not asked for again.
+
+        And those after it, as long as they are done by clients that go on as they did. Says which is next.
+        """
+        move = known[at].taken.move
+        self._known, self._at = known, at
+        try:
+            if move[0] == "*":
+                self._expire(move)
+            else:
+                self._move(self.actors[move[-1]], move)
+        finally:
+            self._known = ()
+        done = known[self._at]
+        if self.waits:
+            self._wake(done.taken)
+        self.taken += [one.taken for one in known[at : self._at + 1]]
         self.broken, self._mortal = done.broken, done.mortal
+        return self._at + 1
+
+    def onward(self, actor: Actor) -> Any:
+        """The greenlet to go on in when a client stops: the scheduler's, or that of the known next step."""
+        known, at = self._known, self._at + 1
+        if at >= len(known) or self.waits or self.cold:
+            return actor.scheduler
+        after = known[at - 1].after[0]
+        move = known[at].taken.move
+        if actor.state != after[1] or actor.pending != after[2] or len(move) > 1:
+            return actor.scheduler
+        other = self.actors[move]
+        if other.state != "ready" or other.notable:
+            return actor.scheduler
+        self._at = at
+        other.steps += 1
+        other.replies = []
+        return other.greenlet
 
     def _act(self, move: str) -> Taken:
         actor = self.actors[move[-1]]
@@ -356,6 +379,8 @@ class Stage:
     def _wake(self, taken: Taken) -> Taken:
         """Clients whose wait this step ended read their replies, and run on to their next command."""
         waiting = [actor for actor in self._all if actor.state == "blocked"]
+        if not waiting:
+            return taken
         still = self._blocked([actor.connection.id for actor in waiting if actor.connection])
         for actor in waiting:
             if actor.connection is None or actor.connection.id in still:

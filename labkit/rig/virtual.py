@@ -6,9 +6,11 @@ import contextlib
 import functools
 import inspect
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import redis.client
 from greenlet import getcurrent
 
 
@@ -16,12 +18,15 @@ from greenlet import getcurrent
 def virtual_time(actors: Iterable[Callable[..., Any]] = ()) -> Iterator[None]:
     """Meanwhile `time.sleep` and the clocks of `time` are virtual for actors; for others nothing changes.
 
-    Also where a module of these actors has imported them by name (`from time import sleep`).
+    Also where a module of these actors has imported them by name (`from time import sleep`). redis-py's own
+    accounts of its commands are kept by the real clocks.
     """
     stand_ins: dict[Any, Any] = {time.sleep: _sleep(time.sleep)}
     for name, since in (("time", 0), ("monotonic", 1), ("perf_counter", 1)):
         for real, scale in ((getattr(time, name), 1), (getattr(time, f"{name}_ns"), 10**9)):
             stand_ins[real] = _clock(real, since, scale)
+    real_time = types.ModuleType("time")
+    vars(real_time).update(vars(time), sleep=stand_ins[time.sleep])
     spaces = {id(space): space for space in (vars(time), *map(_globals, actors))}
     found = [
         (space, name, value)
@@ -32,9 +37,12 @@ def virtual_time(actors: Iterable[Callable[..., Any]] = ()) -> Iterator[None]:
     vars(getcurrent()).setdefault("actor", None)  # this greenlet is none of an actor's
     for space, name, real in found:
         space[name] = stand_ins[real]
+    redis_py: Any = redis.client
+    before, redis_py.time = redis_py.time, real_time
     try:
         yield
     finally:
+        redis_py.time = before
         for space, name, real in found:
             space[name] = real
 
