@@ -15,7 +15,6 @@ rounds. Four parts, each ends with its criteria and whether this run meets them:
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import secrets
@@ -25,6 +24,8 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
+from benching import cores, measure, met, run_on, speed
+
 from labkit.lock import Lock, Redlock
 from labkit.rig.processes import processes
 from labkit.rig.proxy import Proxy
@@ -33,31 +34,8 @@ from labkit.rig.server import Server
 Calls = dict[str, Callable[[], Any]]
 
 
-def measure(calls: Calls, rounds: int, n: int) -> dict[str, list[float]]:
-    """Seconds for one of `n` calls, by candidate and round."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    gc.collect()
-    gc.disable()
-    for number in range(rounds + 1):
-        for name in order:
-            call, start = calls[name], perf_counter()
-            for _ in range(n):
-                call()
-            if number:  # the first round is a warm-up
-                taken[name].append((perf_counter() - start) / n)
-        order.reverse()
-    gc.enable()
-    return taken
-
-
-def speed(taken: dict[str, list[float]], one: str, other: str) -> float:
-    """How many times as fast `one` is as `other`."""
-    return statistics.median(b / a for a, b in zip(taken[one], taken[other], strict=True))
-
-
 def criterion(what: str, value: float, least: float) -> None:
-    print(f"  {'met    ' if value >= least else 'NOT MET'}  {what}: {value:.2f} (at least {least:g})")
+    print(f"  {met(value >= least):7}  {what}: {value:.2f} (at least {least:g})")
 
 
 def show(title: str, taken: dict[str, list[float]]) -> None:
@@ -65,7 +43,7 @@ def show(title: str, taken: dict[str, list[float]]) -> None:
     print(f"\n{title}\n\n{'':<34}{'acquire + release':>18}{'a second':>10}{'of ' + first:>14}")
     for name, times in taken.items():
         each = statistics.median(times)
-        print(f"{name:<34}{each * 1e6:>15,.0f} µs{1 / each:>10,.0f}{speed(taken, name, first):>14.2f}")
+        print(f"{name:<34}{each * 1e6:>15,.0f} µs{1 / each:>10,.0f}{speed(times, taken[first]):>14.2f}")
     print()
 
 
@@ -93,7 +71,7 @@ def uncontended(rounds: int, n: int, binary: str | None) -> None:
         version = r.info("server")["redis_version"]
     show(f"A free lock on Redis {version}", taken)
     for other in ("redis-py", "python-redis-lock"):
-        criterion(f"as fast as {other}", speed(taken, "labkit", other), 1)
+        criterion(f"as fast as {other}", speed(taken["labkit"], taken[other]), 1)
 
 
 def one_after_the_other(clients: list[Any]) -> Callable[[], None]:
@@ -144,7 +122,7 @@ def five_servers(rounds: int, n: int) -> None:
         taken = measure(calls, rounds, n)
         show("Redlock on five servers", taken)
         for other, least in ((LOOP, 1.8), ("redlock-py", 1.8), ("pottery", 1.8)):
-            criterion(f"times as fast as {other}", speed(taken, "labkit", other), least)
+            criterion(f"times as fast as {other}", speed(taken["labkit"], taken[other]), least)
 
 
 def delayed(rounds: int, ms: float) -> None:
@@ -244,14 +222,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of each contended run")
     parser.add_argument("--contended-rounds", type=int, default=5)
     options = parser.parse_args()
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    if cores:
-        os.sched_setaffinity(0, {max(cores)})
+    everywhere = cores()
+    run_on({max(everywhere)})
     uncontended(options.rounds, 150, None)
     if newer := os.environ.get("LABKIT_NEWER_REDIS"):  # has DELEX and SET IFEQ
         uncontended(options.rounds, 150, newer)
-    if cores:
-        os.sched_setaffinity(0, cores)
+    run_on(everywhere)
     five_servers(options.rounds, 40)
     delayed(max(options.rounds // 4, 3), 10)
     kinds = ("labkit", "redis-py", "python-redis-lock", "block only", "poll")

@@ -22,7 +22,6 @@ import argparse
 import gc
 import json
 import math
-import os
 import shutil
 import signal
 import statistics
@@ -35,6 +34,8 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
+
+from benching import cores, met, run_on
 
 from labkit.rig.race import Exploration, explore
 from labkit.rig.server import Server
@@ -159,24 +160,22 @@ def against_frontrun(rounds: int) -> None:
             numbers = "".join(f"{number:10,.1f}" for number in (ours, fresh, ratio, kept, to_kept))
             print(f"{name:34}{verdict:>10}{numbers}   {'yes' if same else 'NO'}")
             worst = min(worst, ratio if same else 0)
-    print(
-        f"\nat least 20 times as many, with the same verdicts: {_met(worst >= 20)} (the least: {worst:.1f})"
-    )
+    print(f"\nat least 20 times as many, with the same verdicts: {met(worst >= 20)} (the least: {worst:.1f})")
 
 
 # --- 2. where the time goes ---------------------------------------------------------------------------------
 
 
-def share_of_redis(rounds: int, cores: set[int]) -> None:
+def share_of_redis(rounds: int, everywhere: set[int]) -> None:
     print("\n2. Where the time goes: three clients of three INCRs, all their 1,680 interleavings\n")
     heads = ("redis-py alone", "explored", "share")
     print(f"{'µs for one interleaving':28}" + "".join(f"{head:>16}" for head in heads))
     shares = []
-    for title, where in (("as one runs it", cores), ("everything on one core", {max(cores)})):
-        _on(where)
+    for title, where in (("as one runs it", everywhere), ("everything on one core", {max(everywhere)})):
+        run_on(where)
         with Server() as server:
             shares.append(_share(title, server, rounds))
-    print(f"\nat least 90 % of the wall time is redis-py and its round trips: {_met(min(shares) >= 0.9)}")
+    print(f"\nat least 90 % of the wall time is redis-py and its round trips: {met(min(shares) >= 0.9)}")
 
 
 def _share(title: str, server: Server, rounds: int) -> float:
@@ -196,12 +195,6 @@ def _share(title: str, server: Server, rounds: int) -> float:
     print(f"{title:28}{alone:16,.0f}{explored:16,.0f}{share:16.0%}")
     _profile(lambda: with_labkit(program, server, reduce=False))
     return share
-
-
-def _on(cores: set[int]) -> None:
-    """Where this process runs, and those that it starts."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
 
 
 @contextmanager
@@ -279,11 +272,7 @@ def reduction() -> None:
             if shared <= 1:
                 worst = max(worst, found.runs / full)
             print(f"{f'{shared} of 4':28} {found.total:14,} {found.runs:7,} {found.runs / full:8.2%}")
-    print(f"\nunder 5 % where most keys are the clients' own (0 or 1 of 4 shared): {_met(worst < 0.05)}")
-
-
-def _met(criterion: bool) -> str:
-    return "met" if criterion else "NOT MET"
+    print(f"\nunder 5 % where most keys are the clients' own (0 or 1 of 4 shared): {met(worst < 0.05)}")
 
 
 def main() -> None:
@@ -297,10 +286,10 @@ def main() -> None:
         url, name, kept = args.inside_frontrun
         inside_frontrun(url, name, bool(kept))
         return
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
-    _on({max(cores)})
+    everywhere = cores()
+    run_on({max(everywhere)})
     against_frontrun(args.rounds)
-    share_of_redis(2 * args.rounds + 1, cores)
+    share_of_redis(2 * args.rounds + 1, everywhere)
     reduction()
 
 

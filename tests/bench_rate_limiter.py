@@ -11,13 +11,12 @@ time; a ratio is the median over the rounds. Two tables: all requests admitted, 
 from __future__ import annotations
 
 import argparse
-import gc
-import os
 import statistics
 from collections.abc import Callable
 from functools import partial
-from time import perf_counter
 from typing import Any, NamedTuple
+
+from benching import cores, measure, run_on, speed
 
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
 from labkit.rig.server import Server
@@ -141,24 +140,6 @@ def throttled_rows(r: Any, limit: int, window: int) -> list[Row]:
     return rows
 
 
-def measure(calls: dict[Any, Callable[[], Any]], rounds: int, n: int) -> dict[Any, list[float]]:
-    """Seconds for `n` calls, by candidate and round."""
-    taken: dict[Any, list[float]] = {key: [] for key in calls}
-    order = list(calls)
-    gc.collect()
-    gc.disable()
-    for number in range(rounds + 1):
-        for key in order:
-            call, start = calls[key], perf_counter()
-            for _ in range(n):
-                call()
-            if number:  # the first round is a warm-up
-                taken[key].append(perf_counter() - start)
-        order.reverse()
-    gc.enable()
-    return taken
-
-
 def table(title: str, rows: list[Row], r: Any, rounds: int, n: int) -> None:
     noop = r.script_load("return 0")
     calls: dict[Any, Callable[[], Any]] = {"no-op": lambda: r.evalsha(noop, 1, "noop:{alice}")}
@@ -170,7 +151,7 @@ def table(title: str, rows: list[Row], r: Any, rounds: int, n: int) -> None:
 
     def ratio(one: Any, other: Any) -> float:
         """How fast `other` is, compared with `one`."""
-        return statistics.median(a / b for a, b in zip(taken[one], taken[other], strict=True))
+        return speed(taken[other], taken[one])
 
     print(f"\n{title}\n")
     print(f"{'algorithm':<13}{'limiter':<20}{'ops/s':>8}{'of evalsha':>12}{'of no-op':>10}  guarantee")
@@ -178,13 +159,13 @@ def table(title: str, rows: list[Row], r: Any, rounds: int, n: int) -> None:
     best = {row.group: shares[i] for i, row in enumerate(rows) if row.who == "labkit"}
     for group in best:
         for i in sorted(shares, key=lambda i: -shares[i]):
-            row, speed = rows[i], n / statistics.median(taken[i])
+            row, rate = rows[i], 1 / statistics.median(taken[i])
             if row.group != group:
                 continue
             wrapper = f"{ratio((i, 'bare'), i):.3f}" if row.bare else ""
             note = row.guarantee + ("  <- faster" if shares[i] > best[group] else "")
-            print(f"{group:<13}{row.who:<20}{speed:>8,.0f}{wrapper:>12}{shares[i]:>10.2f}  {note}")
-    print(f"{'':<13}{'no-op EVALSHA':<20}{n / statistics.median(taken['no-op']):>8,.0f}{'':>12}{1:>10.2f}")
+            print(f"{group:<13}{row.who:<20}{rate:>8,.0f}{wrapper:>12}{shares[i]:>10.2f}  {note}")
+    print(f"{'':<13}{'no-op EVALSHA':<20}{1 / statistics.median(taken['no-op']):>8,.0f}{'':>12}{1:>10.2f}")
 
 
 def main() -> None:
@@ -193,8 +174,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200, help="of each candidate in each round")
     parser.add_argument("--core", type=int, help="the core to use (default: the last)")
     options = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if options.core is None else options.core})
+    run_on({max(cores()) if options.core is None else options.core})
     for title, limit, window in (
         ("All requests are admitted: limit 1,000,000 in 10 s", 1_000_000, 10),
         ("All requests are refused: limit 1 in 3,600 s", 1, 3600),

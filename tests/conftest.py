@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+
+from labkit.rig.server import Server
 
 _HOME = tempfile.mkdtemp(prefix="labkit-tests-")
 
@@ -35,6 +38,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     }
     for line in sorted(lines):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def r(server: Server) -> Iterator[redis.Redis]:
+    """A client of the module's server, which is empty."""
+    with server.client() as r:
+        r.flushall()
+        yield r
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,14 @@ _SLOTS = """
     def release(self, token):
         return self.r.eval(self.LUA, 1, f"{{{self.name}}}:{token.split(':')[0]}", token) == 1
 """
+_ONE_BY_ONE = """
+    def acquire(self):
+        for i in range(self.n):
+            token = f"{i}:{secrets.token_hex()}"
+            if self.r.set(f"{{{self.name}}}:{i}", token, nx=True, px=self.ms):
+                return token
+        return None
+"""
 _ELECTION = """
 import redis
 
@@ -208,26 +216,10 @@ def extend(r, key, token, ttl):
     """
     return r.register_script(lua)([key], [token, ms])
 ''',
-    "semaphore: a key for each place": _SEMAPHORE
-    + _SLOTS
-    + """
-    def acquire(self):
-        for i in range(self.n):
-            token = f"{i}:{secrets.token_hex()}"
-            if self.r.set(f"{{{self.name}}}:{i}", token, nx=True, px=self.ms):
-                return token
-        return None
-""",
+    "semaphore: a key for each place": _SEMAPHORE + _SLOTS + _ONE_BY_ONE,
     "semaphore: a key for each place, tried in a random order": _SEMAPHORE
     + _SLOTS
-    + """
-    def acquire(self):
-        for i in random.sample(range(self.n), self.n):
-            token = f"{i}:{random.random()}"
-            if self.r.set(f"{{{self.name}}}:{i}", token, nx=True, px=self.ms):
-                return token
-        return None
-""",
+    + _ONE_BY_ONE.replace("range(self.n)", "random.sample(range(self.n), self.n)"),
     "semaphore: a key for each place, all in one script": _SEMAPHORE
     + _SLOTS
     + '''

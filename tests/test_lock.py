@@ -71,13 +71,6 @@ def server(path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def r(server: Server) -> Iterator[redis.Redis]:
-    with server.client() as r:
-        r.flushall()
-        yield r
-
-
-@pytest.fixture
 def make(r: redis.Redis, path: Path) -> Callable[..., Lock]:
     def make(name: str = "workbook:test:stock", **options: Any) -> Lock:
         return Lock(r, name, **{"ttl": 30, "newer": path.newer, **options})

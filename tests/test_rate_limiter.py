@@ -122,13 +122,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def r(server: Server) -> Iterator[redis.Redis]:
-    with server.client() as r:
-        r.flushall()
-        yield r
-
-
 @pytest.fixture(scope="module")
 def throwaway() -> Iterator[Server]:
     """For tests that kill, freeze or reconfigure."""

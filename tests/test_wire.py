@@ -28,14 +28,6 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def r(server: Server) -> Iterator[redis.Redis]:
-    r = server.client()
-    r.flushall()
-    yield r
-    r.close()
-
-
 # --- the tap -----------------------------------------------------------------------------------
 
 
