@@ -41,7 +41,7 @@ from labkit.rig.race import (
     sequence,
 )
 from labkit.rig.server import Server, binaries
-from labkit.rig.stage import Taken, private_server
+from labkit.rig.stage import Taken
 
 
 def holds(*_: Any) -> bool:
@@ -640,12 +640,12 @@ def test_an_interrupt_leaves_everything_usable() -> None:
         if next(runs) == 9:
             raise KeyboardInterrupt
 
-    before = private_server().client().info("clients")["connected_clients"]
-    with pytest.raises(KeyboardInterrupt):
-        explore([client] * 2, invariant=adds_up(2), reduce=False)
-    assert time.sleep.__module__ == "time"
-    assert explore([add_slowly] * 2, invariant=adds_up(2)).violations == 4
-    assert private_server().client().info("clients")["connected_clients"] <= before + 1
+    with Server() as server:
+        with pytest.raises(KeyboardInterrupt):
+            explore([client] * 2, invariant=adds_up(2), reduce=False, server=server)
+        assert time.sleep.__module__ == "time"
+        assert explore([add_slowly] * 2, invariant=adds_up(2), server=server).violations == 4
+        assert server.client().info("clients")["connected_clients"] <= 5
 
 
 def test_ordinary_code_works() -> None:
@@ -1153,25 +1153,27 @@ def test_nothing_leaks() -> None:
         r.blpop(["q"], 1)
 
     def clients() -> int:
-        return int(private_server().client().info("clients")["connected_clients"])
+        return int(own.client().info("clients")["connected_clients"])
 
     def greenlets() -> int:
         gc.collect()
         return sum(isinstance(thing, greenlet.greenlet) and not thing.dead for thing in gc.get_objects())
 
+    own = Server().start()
     untouched = (time.sleep, time.time, time.monotonic, time.perf_counter)
-    explore([untidy, add], invariant=holds, faults=[crash], limit=5)
+    explore([untidy, add, add_slowly], invariant=holds, faults=[crash], limit=5, server=own)
     before = clients(), greenlets(), threading.active_count()
     runs = 0
     for faults in ([], [crash], [expire, lose_reply]):
         runs += explore(
-            [untidy, add, add_slowly], invariant=holds, faults=faults, reduce=False, limit=400
+            [untidy, add, add_slowly], invariant=holds, faults=faults, reduce=False, limit=400, server=own
         ).runs
     assert runs >= 1000
     assert clients() <= before[0]
     assert greenlets() <= before[1]
     assert threading.active_count() == before[2]
     assert (time.sleep, time.time, time.monotonic, time.perf_counter) == untouched
+    own.stop()
 
 
 def test_stopped_clients_are_silent(capfd: pytest.CaptureFixture[str]) -> None:
@@ -1218,9 +1220,10 @@ def test_the_server_is_that_of_the_environment() -> None:
     """And nothing is left of it when the process ends."""
     code = (
         "from labkit.rig.race import explore\n"
-        "from labkit.rig.stage import private_server\n"
+        "from labkit.rig.stage import _private\n"
         "print(explore([lambda r: r.incr('n')] * 2, invariant=lambda r: r.get('n') == '2').verdict)\n"
-        "print(private_server().binary, private_server().pid)\n"
+        "((server,),) = _private.values()\n"
+        "print(server.binary, server.pid)\n"
     )
     oldest = min(binaries(), key=lambda binary: binary.version).path
     done = subprocess.run(
@@ -1255,3 +1258,166 @@ def test_nothing_of_one_exploration_is_left_in_the_next() -> None:
     explore([lambda r: r.incr("n")], setup=other_database, invariant=lambda r: True)
     found = explore([lambda r: r.incr("n")], invariant=lambda r: bool(r.get("n") == "1"))
     assert found.verdict == "safe"
+
+
+# What is easily overlooked
+
+
+def test_an_error_of_its_own_while_a_reply_is_lost_is_a_violation() -> None:
+    def gives_up(r: Any) -> None:
+        try:
+            r.incr("n")
+        except redis.TimeoutError:
+            raise ValueError("charged twice") from None
+
+    def goes_on(r: Any) -> None:
+        try:
+            r.incr("n")
+        except redis.TimeoutError:
+            r.lpush("n", 1)
+
+    def watches(r: Any) -> None:
+        with r.pipeline() as pipe:
+            pipe.watch("n")
+            pipe.get("n")
+
+    for client, said in ((gives_up, "ValueError: charged twice"), (goes_on, "WRONGTYPE")):
+        result = explore([client], invariant=holds, faults=[lose_reply])
+        assert result.violations == 1 and said in str(result)
+    assert explore([watches], invariant=holds, faults=[lose_reply]).verdict == "safe"
+
+
+def test_the_reply_of_a_command_that_waits_can_be_lost() -> None:
+    def take(r: Any) -> None:
+        if job := r.blpop(["jobs"], 0):
+            r.rpush("done", job[1])
+
+    def put(r: Any) -> None:
+        r.rpush("jobs", "job")
+
+    def kept(r: Any) -> bool:
+        return bool(r.llen("jobs") + r.llen("done") == 1)
+
+    there = explore([take], setup=put, invariant=kept, faults=[lose_reply])
+    assert (there.violations, there.total, there.schedule) == (1, 3, "~A")
+    plain, reduced = (
+        explore([take, put], invariant=kept, faults=[lose_reply], reduce=reduce) for reduce in (False, True)
+    )
+    assert (plain.violations, plain.total) == (reduced.violations, reduced.total) == (4, 12)
+    waits = sequence("~AB", [take, put], faults=[lose_reply])
+    assert waits.steps[0].lost and waits.steps[1].woken and waits.finished
+
+
+def test_explorations_in_threads_and_in_each_other_keep_apart() -> None:
+    def sleepy(r: Any) -> None:
+        time.sleep(3)
+        r.incr("n")
+
+    found: list[Any] = []
+
+    def run() -> None:
+        began = time.perf_counter()
+        result = explore([sleepy] * 2, invariant=adds_up(2), reduce=False)
+        found.append((result.total, result.verdict, time.perf_counter() - began < 3))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.02)  # so that the first does not end when the last begins
+    for thread in threads:
+        thread.join()
+    assert found == [(6, "safe", True)] * 4
+
+    def setup(r: Any) -> None:
+        r.set("n", 0)
+        assert explore([add], invariant=holds).total == 1
+
+    assert explore([add_slowly] * 2, setup=setup, invariant=adds_up(2)).violations == 4
+    with Server() as own, pytest.raises(ValueError, match="is being explored"):
+        explore([add], invariant=lambda r: bool(explore([add], invariant=holds, server=own)), server=own)
+
+
+def test_keys_expire_in_every_database_and_whatever_they_are_called() -> None:
+    def locks(db: int) -> Any:
+        def client(r: Any) -> Any:
+            r.select(db)
+            return r.set("lock", 1, nx=True, ex=10)
+
+        return client
+
+    def once(r: Any, got: list[Any]) -> bool:
+        return sum(map(bool, got)) <= 1
+
+    for db in (0, 3):
+        result = explore([locks(db)] * 2, invariant=once, faults=[expire])
+        assert (result.violations, result.total) == (8, 14)
+        assert ("lock in db 3 expires" in str(result)) == (db == 3)
+    for key in ("my lock", "a->b", "a\\>b", b"\xff"):
+
+        def setup(r: Any, key: Any = key) -> None:
+            r.set(key, 1, ex=99)
+            r.set("other", 1, ex=99)
+
+        def client(r: Any) -> None:
+            r.get("x")
+
+        result = explore([client], setup=setup, invariant=lambda r, key=key: r.exists(key), faults=[expire])
+        assert result.first is not None and result.first.wrong
+        for schedule in result.df["schedule"]:
+            assert result.replay(schedule).finished
+
+
+def test_a_script_that_nobody_loads_is_met_as_it_is() -> None:
+    def reads(r: Any) -> None:
+        r.get("n")
+        r.script_exists("0" * 40)
+
+    def calls(r: Any) -> None:
+        r.evalsha("0" * 40, 0)
+
+    assert explore([reads] * 2, invariant=holds, reduce=False).total == 6
+    result = explore([calls] * 2, invariant=holds)
+    assert result.violations == result.total == 2 and "NoScriptError" in str(result)
+
+
+def test_nothing_of_setup_or_an_actor_stays() -> None:
+    code = "#!lua name=own\nredis.register_function('one', function() return 1 end)"
+
+    def setup(r: Any) -> None:
+        r.function_load(code)
+
+    def client(r: Any) -> Any:
+        r.set_response_callback("GET", lambda reply, **options: "9")
+        return r.fcall("one", 0)
+
+    def elsewhere(r: Any) -> bool:
+        held = bool(r.get("n") == "2")
+        r.select(1)
+        return held
+
+    assert explore([client] * 2, setup=setup, invariant=lambda r, got: got == [1, 1]).verdict == "safe"
+    assert explore([add_slowly] * 2, invariant=elsewhere).violations == 4
+
+
+@pytest.mark.parametrize(
+    "command", ["EVAL return nil", "EVAL x y", "SCRIPT", "CLIENT", "BLPOP q -1", "BLPOP"]
+)
+def test_what_is_no_command_is_answered_by_the_server(command: str) -> None:
+    def client(r: Any) -> None:
+        r.execute_command(*command.split())
+
+    result = explore([client], invariant=holds)
+    assert "ResponseError" in str(result)
+
+
+def test_other_keys_are_noticed_in_commands_that_may_touch_anything() -> None:
+    def sorts(r: Any) -> None:
+        r.sort(f"k{next(numbers)}")
+
+    def runs(r: Any) -> None:
+        r.eval("redis.call('SET', 'fixed', 1) return redis.call('INCR', KEYS[1])", 1, f"k{next(numbers)}")
+
+    for client in (sorts, runs):
+        numbers = itertools.count()
+        with pytest.raises(NondeterministicActor):
+            explore([client, add_slowly], invariant=holds)

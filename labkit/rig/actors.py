@@ -8,8 +8,10 @@ actor sleeps or waits in vain, and otherwise not.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import select
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,7 +22,7 @@ import redis
 from greenlet import GreenletExit, getcurrent, greenlet
 from redis.backoff import NoBackoff
 from redis.connection import Connection
-from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, NoScriptError, ResponseError, TimeoutError, WatchError
 from redis.retry import Retry
 
 from labkit import LabkitError
@@ -30,7 +32,7 @@ from labkit.rig.footprint import EVERYTHING, PURE, Footprint, first_word, text, 
 Command = tuple[Any, ...]
 How = Literal["run", "lose"]
 
-STATEFUL = {"SELECT", "CLIENT", "HELLO", "AUTH", "RESET", "READONLY"}
+STATEFUL = {"SELECT", "CLIENT", "HELLO", "AUTH", "RESET", "READONLY", "FUNCTION"}
 """After one of these a connection is not as it was; it is replaced before the next interleaving."""
 
 PUSHED = {"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC"}
@@ -115,10 +117,16 @@ class ActorConnection(Connection):
             self._take((args,), self._command_packer.pack(*args), last)
             return
         endless, seconds = without_timeout(args)
-        self._take((args,), self._command_packer.pack(*endless), last)
-        self._wait(seconds)
+        packed = self._command_packer.pack(*endless)
+        self._take((args,), packed, last, lambda: self._wait(seconds))
 
-    def _take(self, commands: Sequence[Command], packed: list[bytes], last: bool) -> None:
+    def _take(
+        self,
+        commands: Sequence[Command],
+        packed: list[bytes],
+        last: bool,
+        wait: Callable[[], None] | None = None,
+    ) -> None:
         """Stop; then send, and with a lost reply see to it that the server has done it all."""
         if self.retired:
             raise ConnectionError("this connection was of an execution that is over")
@@ -128,13 +136,14 @@ class ActorConnection(Connection):
         if self.tracking:
             self._drain()
         _PLAIN.send_packed_command(self, packed, False)
+        if wait is not None:
+            wait()
         if how == "lose":
             self._replies.clear()
             for _ in commands:
                 self._collected()
             self.disconnect()
-            self.actor.injected = TimeoutError("Timeout reading from socket")
-            raise self.actor.injected
+            raise self.actor.lose()
 
     def _collected(self) -> Any:
         try:
@@ -184,6 +193,13 @@ class ActorConnection(Connection):
 
 def without_timeout(args: Command) -> tuple[Command, float | None]:
     """A blocking command that waits for ever, and the seconds that it was to wait (None: for ever)."""
+    try:
+        return _without_timeout(args)
+    except (IndexError, ValueError):
+        return args, None  # no command, as the server will say
+
+
+def _without_timeout(args: Command) -> tuple[Command, float | None]:
     said = [word.upper() for word in words(args)]
     name, millis = said[0], False
     if name in ("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX"):
@@ -197,6 +213,8 @@ def without_timeout(args: Command) -> tuple[Command, float | None]:
     else:
         return args, None
     value = float(text(args[at]))
+    if value < 0:
+        return args, None
     endless = (*args[:at], 0, *args[at + 1 :])
     return endless, (value / 1000 if millis else value) or None
 
@@ -206,6 +224,14 @@ def _block_of_streams(said: list[str]) -> int:
     first = 4 if said[0] == "XREADGROUP" else 1
     options = said[first : said.index("STREAMS", first)]
     return first + options.index("BLOCK") + 1 if "BLOCK" in options else 0
+
+
+class ActorClient(redis.Redis):
+    """An actor's client: what it changes of itself is gone with it."""
+
+    def set_response_callback(self, command: str, callback: Any) -> None:
+        self.response_callbacks = copy.copy(self.response_callbacks)
+        super().set_response_callback(command, callback)
 
 
 class ActorPool(redis.ConnectionPool):
@@ -227,7 +253,7 @@ class ActorPool(redis.ConnectionPool):
 def actors_client(address: dict[str, Any]) -> redis.Redis:
     """A client that stops before each command."""
     wanted = {**settings(), "socket_timeout": None, "retry": Retry(NoBackoff(), 0), "driver_info": None}
-    return redis.Redis(connection_pool=ActorPool(connection_class=ActorConnection, **{**wanted, **address}))
+    return ActorClient(connection_pool=ActorPool(connection_class=ActorConnection, **{**wanted, **address}))
 
 
 class Actor:
@@ -254,7 +280,7 @@ class Actor:
         self.replies: list[Any] = []
         self.result: Any = None
         self.error: Exception | None = None
-        self.injected: Exception | None = None
+        self._lost: Exception | None = None
         self.steps, self.elapsed = 0, 0.0
         self.patience: float | None = None
         self.last_of_batch, self.notable = True, False
@@ -264,6 +290,22 @@ class Actor:
     def able(self) -> bool:
         """Can it go on by itself?"""
         return self.state == "ready" or (self.state == "blocked" and self.patience is not None)
+
+    def lose(self) -> Exception:
+        """What it sees instead of a reply."""
+        self._lost = TimeoutError("Timeout reading from socket")
+        return self._lost
+
+    @property
+    def only_lost_a_reply(self) -> bool:
+        """Is its error that of a lost reply, as it was or as redis-py passed it on (WATCH does so)?"""
+        error: BaseException | None = self.error
+        passed_on = isinstance(error, WatchError) and "occurred while watching" in str(error)
+        if not passed_on and not isinstance(error, ConnectionError | TimeoutError):
+            return False
+        while error is not None and error is not self._lost:
+            error = error.__cause__ or error.__context__
+        return error is not None
 
     def start(self) -> None:
         """Begin anew: run to the first command."""
@@ -290,7 +332,7 @@ class Actor:
 
     def _new_client(self) -> redis.Redis:
         """A copy, so that nothing can be remembered of a client of an execution before."""
-        client = redis.Redis.__new__(redis.Redis)
+        client = ActorClient.__new__(ActorClient)
         vars(client).update(vars(self._client))
         return client
 
@@ -306,6 +348,8 @@ class Actor:
         """Called in the actor's greenlet, before it sends: stop until `go()`."""
         if self._stopping:
             self._refuse()
+        if isinstance(ending := sys.exception(), KeyboardInterrupt | SystemExit):
+            raise ending  # whoever tidies up on the way out sends nothing more
         if getcurrent() is not self.greenlet:
             raise RuntimeError("an actor's client sends for its own actor only, and not from a thread")
         self.pending, self.connection, self.last_of_batch = commands, connection, last
@@ -341,8 +385,9 @@ class Actor:
     def heard(self, reply: Any) -> None:
         """A reply has been read."""
         self.replies.append(reply)
-        if isinstance(reply, NoScriptError | list) and _is_cold(reply, self.pending[-1]):
-            self.stage.cold = True
+        if isinstance(reply, NoScriptError | list):
+            for script in _not_loaded(reply, self.pending[-1]):
+                self.stage.lacks(script)
 
     def footprint(self) -> Footprint:
         """What the pending step may read and write."""
@@ -378,7 +423,9 @@ class Actor:
                 connection.queued |= self.stage.footprints.of(args)
             elif name in STATEFUL:
                 connection.changed = True
-                kind = words(args)[1].upper() if name == "CLIENT" else ""
+                if name == "FUNCTION":
+                    self.stage.r.functions = True
+                kind = words(args)[1].upper() if name == "CLIENT" and len(words(args)) > 1 else ""
                 connection.tracking |= kind == "TRACKING"
                 if kind == "REPLY":
                     raise ValueError("an actor cannot do without replies (CLIENT REPLY)")
@@ -433,11 +480,13 @@ def _in_finalizer() -> bool:
     return frame is not None
 
 
-def _is_cold(reply: Any, args: Command) -> bool:
-    """Does this reply say that a script is not loaded yet?"""
+def _not_loaded(reply: Any, args: Command) -> list[str]:
+    """The scripts of which this reply says that they are not loaded."""
+    said = words(args)
     if isinstance(reply, NoScriptError):
-        return True
-    return 0 in reply and [word.upper() for word in words(args)[:2]] == ["SCRIPT", "EXISTS"]
+        return said[1:2]
+    exists = [word.upper() for word in said[:2]] == ["SCRIPT", "EXISTS"]
+    return [sha for sha, there in zip(said[2:], reply, strict=True) if not there] if exists else []
 
 
 LAZY = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)

@@ -114,8 +114,26 @@ class Footprints:
                 self._seen[args] = found
         return found
 
-    def _of(self, args: Sequence[Any]) -> Footprint:
+    def named(self, args: Sequence[Any]) -> tuple[str, ...]:
+        """What the command is about beside what `of` knows: its second word, its script, its keys."""
         said = words(args)
+        name = said[0].upper()
+        if name in SCRIPTS:
+            return tuple(said[1 : 3 + int(said[2])]) if said[2:] and said[2].isdigit() else tuple(said)
+        if name in FAMILIES or self.of(tuple(args)) != EVERYTHING:
+            return tuple(said[1:2]) if name in FAMILIES else ()
+        try:
+            return tuple(self._r.execute_command("COMMAND GETKEYS", *said))
+        except ResponseError:  # it has none
+            return ()
+
+    def _of(self, args: Sequence[Any]) -> Footprint:
+        try:
+            return self._ask_about(words(args))
+        except (IndexError, ValueError):  # no command, as the server will say
+            return EVERYTHING
+
+    def _ask_about(self, said: list[str]) -> Footprint:
         name = said[0].upper()
         if name in SCRIPTS:
             return self._script(name, said)
@@ -223,7 +241,8 @@ def _calls(source: str) -> list[re.Match[str]]:
     """Every use of the name `redis` (or of what could hide one) in a script, without its comments."""
     code = re.sub(f"{_QUOTED}|{_COMMENT}", lambda m: " " if m[0][:2] == "--" else m[0], source, flags=re.S)
     hides = r"\b(loadstring|load|[gs]etfenv|getmetatable|_G)\b"
-    other_keys = r"(?<!#)\bKEYS\b(?!\s*\[)|\bKEYS\s*\[[^\]]*\]\s*=(?!=)"
+    index = r"\bKEYS\s*\[[^\[\]]*\]"
+    other_keys = rf"(?<!#)\bKEYS\b(?!\s*\[)|\bKEYS\s*\[[^\]]*\[|{index}(?:[^=()\n;]|,\s*\n)*=(?!=)"
     if re.search(f"{hides}|{other_keys}", code):
         code += " redis "  # one use that is not understood
     return list(_CALL.finditer(code))

@@ -33,7 +33,7 @@ from labkit.rig.actors import Actor, Command
 from labkit.rig.order import Order, dependent, switches
 from labkit.rig.server import Server
 from labkit.rig.stage import DEEPEST, Done, Program, Stage, Taken, crash, expire, lose_reply
-from labkit.rig.trace import Trace, record, spell
+from labkit.rig.trace import Trace, record, spell, spelled
 from labkit.rig.virtual import virtual_time
 
 if TYPE_CHECKING:
@@ -397,8 +397,10 @@ class _Search:
 
     def _same(self, one: Sequence[Command], other: Sequence[Command]) -> bool:
         of = self.stage.footprints.of
+        named = self.stage.footprints.named
         return len(one) == len(other) and all(
-            a[:1] == b[:1] and of(a) == of(b) for a, b in zip(one, other, strict=True)
+            a[:1] == b[:1] and of(a) == of(b) and (a == b or named(a) == named(b))
+            for a, b in zip(one, other, strict=True)
         )
 
     def _child_sleep(self, node: _Node) -> dict[str, Taken]:
@@ -429,7 +431,10 @@ class _Search:
         if not stands_for:
             return
         self.total += stands_for
-        self.found.append(Interleaving(spell(taken), why[1] if why else "", stands_for))
+        schedule = spell(taken)
+        if order and taken and taken[-1].move[0] in "!*":  # it may come too late where it stands
+            schedule = "".join(map(spelled, order.fewest_switches()))
+        self.found.append(Interleaving(schedule, why[1] if why else "", stands_for))
         if why is None:
             return
         self.violations += stands_for

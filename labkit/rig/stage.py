@@ -11,7 +11,9 @@ import hashlib
 import inspect
 import os
 import re
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +24,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from labkit.rig.actors import Actor, Command, actors_client, letters
 from labkit.rig.client import client
-from labkit.rig.footprint import PURE, Footprint, Footprints, text
+from labkit.rig.footprint import PURE, Footprint, Footprints, first_word, text, words
 from labkit.rig.server import Server
 
 expire = "expire"
@@ -32,7 +34,10 @@ crash = "crash"
 """Fault: any client may stop for good after any of its steps, also while it waits in a command."""
 
 lose_reply = "lose_reply"
-"""Fault: the server applies a step, and the client sees a timeout. Each client loses at most one reply."""
+"""Fault: the server applies a step, and the client sees a timeout, also where it has waited for the reply.
+
+Each client loses at most one reply. What it raises because of that is no violation; what it raises while it
+deals with it is."""
 
 FAULTS = (expire, crash, lose_reply)
 
@@ -49,11 +54,17 @@ end
 """
 _WITH_TTL = """
 local found = {}
-for _, key in ipairs(redis.call('KEYS', '*')) do
-    if redis.call('PTTL', key) > 0 then found[#found + 1] = key end
+for db in string.gmatch(redis.call('INFO', 'keyspace'), 'db(%d+)') do
+    redis.call('SELECT', db)
+    for _, key in ipairs(redis.call('KEYS', '*')) do
+        if redis.call('PTTL', key) > 0 then found[#found + 1] = {db, key} end
+    end
 end
-table.sort(found)
 return found
+"""
+_EXPIRE = """
+redis.call('SELECT', ARGV[1])
+return redis.call('PEXPIREAT', ARGV[2], 1)  -- in the past: the server removes it
 """
 
 
@@ -114,15 +125,66 @@ def _sha(script: str) -> str:
     return hashlib.sha1(script.encode()).hexdigest()
 
 
-_private: Server | None = None
+def label(db: int, key: bytes) -> str:
+    """What a key is called: by its name and, unless that is 0, its database."""
+    return text(key) + (f" in db {db}" if db else "")
 
 
-def private_server() -> Server:
-    """The explorer's own server: started on first use, gone with this process."""
-    global _private
-    if _private is None or not _private.running:
-        _private = Server().start()
-    return _private
+_mutex = threading.Lock()
+_private: dict[int, list[Server]] = {}
+"""The explorer's own servers that are free, by process: started when they are needed, gone with it."""
+
+_in_use: set[Server] = set()
+
+
+def _take_server(given: Server | None) -> Server:
+    """A server that nobody else explores; a private one, unless one is given."""
+    with _mutex:
+        if given in _in_use:
+            raise ValueError("this server is being explored: it is emptied again and again")
+        free = _private.setdefault(os.getpid(), [])
+        while given is None and free:
+            server = free.pop()
+            given = server if server.running else None
+        if given is not None:
+            _in_use.add(given)
+            return given
+    server = Server().start()
+    with _mutex:
+        _in_use.add(server)
+    return server
+
+
+def _give_back(server: Server, private: bool) -> None:
+    with _mutex:
+        _in_use.discard(server)
+        if private:
+            _private.setdefault(os.getpid(), []).append(server)
+
+
+class _Control(redis.Redis):
+    """The explorer's own client, which is given to `setup` and the invariants; it notes what they leave."""
+
+    def __init__(self, **options: Any) -> None:
+        self.db, self.functions = 0, True
+        super().__init__(**options)
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        reply: Any = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        name = first_word(args)
+        if name == "SELECT":
+            self.db = int(words(args)[1])
+        elif name == "FUNCTION":
+            self.functions = True
+        return reply
+
+    def clean(self) -> None:
+        """Back to database 0, and without the functions that have been loaded."""
+        if self.db:
+            self.execute_command("SELECT", 0)
+        if self.functions:
+            self.execute_command("FUNCTION", "FLUSH")
+            self.functions = False
 
 
 class _Link:
@@ -136,11 +198,9 @@ class _Link:
         self._address = {"host": "127.0.0.1", "port": server.port, "password": server.password}
         self._clients: list[redis.Redis] = []
 
-    def client(self) -> redis.Redis:
-        """A new one on a connection that is there, and works. Nothing of an earlier one is left in it."""
-        r = redis.Redis(connection_pool=self._control.connection_pool, single_connection_client=True)
-        r.execute_command("SELECT", 0)
-        return r
+    def client(self) -> _Control:
+        """A new one on a connection that is there. Nothing of an earlier one is left in it."""
+        return _Control(connection_pool=self._control.connection_pool, single_connection_client=True)
 
     def actors(self, count: int) -> list[redis.Redis]:
         """A client for each actor, with a pool of its own."""
@@ -172,9 +232,14 @@ class Stage:
 
     def __init__(self, program: Program, footprints: bool = True) -> None:
         self.program, self._wants_footprints = program, footprints
-        self._server = program.server or private_server()
-        self._link = _link(self._server)
-        self.r, self.footprints = self._link.client(), self._link.footprints
+        self._server = _take_server(program.server)
+        try:
+            self._link = _link(self._server)
+            self.r, self.footprints = self._link.client(), self._link.footprints
+        except BaseException:
+            _give_back(self._server, program.server is None)
+            raise
+        self.r.execute_command("SELECT", 0)
         clients = self._link.actors(len(program.actors))
         parts = zip(letters(program.actors), program.actors, clients, strict=True)
         self.actors = {name: Actor(name, fn, self, client) for name, fn, client in parts}
@@ -182,6 +247,9 @@ class Stage:
         self._always, self._faults = program.always, program.faults
         self._takes_results = _takes_results(program.invariant)
         self.cold = self.waits = False
+        self._missing: set[str] = set()
+        self._waited: Counter[str] = Counter()
+        self._places: dict[str, tuple[int, bytes]] = {}
         self._known: Sequence[Done] = ()  # steps that are taken again
         self._at = 0
 
@@ -202,17 +270,19 @@ class Stage:
                 _kept[self._server] = self._link
             else:
                 self._link.close()
+            _give_back(self._server, self.program.server is None)
 
-    def _eval(self, script: str) -> Any:
+    def _eval(self, script: str, *args: Any, **options: Any) -> Any:
         try:
-            return self.r.execute_command("EVALSHA", _sha(script), 0)
+            return self.r.execute_command("EVALSHA", _sha(script), 0, *args, **options)
         except NoScriptError:
-            return self.r.execute_command("EVAL", script, 0)
+            return self.r.execute_command("EVAL", script, 0, *args, **options)
 
     def begin(self) -> None:
         """Empty the server, set it up, and let each client run to its first command."""
         for actor in self.actors.values():
             actor.stop()
+        self.r.clean()
         self._eval(_EMPTY)
         if self.program.setup is not None:
             self.program.setup(self.r)
@@ -226,8 +296,19 @@ class Stage:
         if expire in self.program.faults:
             self._look()
 
+    def lacks(self, script: str) -> None:
+        """A client has met a script that is not loaded; if it loads it then, that is to be no difference."""
+        if self._waited[script] < 3:
+            self._missing.add(script)
+            self.cold = True
+
     def warm(self) -> None:
-        """Let the clients run, one after the other, so that the server knows the scripts that they use."""
+        """Let the clients run, one after the other, so that the server knows the scripts that they use.
+
+        Who lacks a script that is there even after some of these runs will never load it.
+        """
+        self._waited.update(self._missing)
+        self._missing.clear()
         self.begin()
         for actor in self._all:
             while actor.state == "ready" and actor.steps < DEEPEST:
@@ -257,10 +338,7 @@ class Stage:
     def _can_lose(self, name: str, actor: Actor) -> bool:
         if actor.state != "ready" or name in self._lost or actor.connection is None:
             return False
-        return actor.last_of_batch and bool(actor.pending) and not self._blocking(actor)
-
-    def _blocking(self, actor: Actor) -> bool:
-        return len(actor.pending) == 1 and self.footprints.blocking(actor.pending[0])
+        return actor.last_of_batch and bool(actor.pending)
 
     def pending(self, move: str) -> Sequence[Command]:
         """The commands that a move would send; none if it is not possible."""
@@ -364,11 +442,11 @@ class Stage:
 
     def expiry(self, move: str) -> Taken:
         """What a key's expiry would be, if no client waited for that."""
-        footprint = Footprint(writes=frozenset({move[1:]}))
+        footprint = Footprint(writes=frozenset({text(self._places[move[1:]][1])}))
         return Taken(move, frozenset({move}), footprint, ((move,),), (), sole=len(self._mortal) == 1)
 
     def _expire(self, move: str) -> Taken:
-        self.r.execute_command("PEXPIREAT", move[1:], 1)  # in the past: the server removes it
+        self._eval(_EXPIRE, *self._places[move[1:]])
         return self.expiry(move)
 
     def late_moves(self) -> list[str]:
@@ -397,7 +475,9 @@ class Stage:
 
     def _look(self) -> None:
         """Which keys may expire now?"""
-        self._mortal = self._eval(_WITH_TTL)
+        found = {label(int(db), key): (int(db), key) for db, key in self._eval(_WITH_TTL, NEVER_DECODE=True)}
+        self._places |= found
+        self._mortal = sorted(found)
 
     def _blocked(self, ids: Iterable[int]) -> set[int]:
         found = text(self.r.execute_command("CLIENT", "LIST", "ID", *ids))
@@ -416,7 +496,7 @@ class Stage:
         if self.broken is not None:
             return self.broken
         for name, actor in self.actors.items():
-            if actor.error is not None and not _is(actor.error, actor.injected):
+            if actor.error is not None and not actor.only_lost_a_reply:
                 return None, f"{name} raised {type(actor.error).__name__}: {actor.error}"
         if waiting := [actor for actor in self.actors.values() if actor.state == "blocked"]:
             said = ", ".join(f"{actor.letter} waits in {actor.pending[0][0]}" for actor in waiting)
@@ -431,14 +511,6 @@ class Stage:
     def results(self) -> list[Any]:
         """What each client returned; the error that ended one that could not bear a lost reply; else None."""
         return [actor.error or actor.result for actor in self.actors.values()]
-
-
-def _is(error: BaseException | None, injected: BaseException | None) -> bool:
-    while error is not None and injected is not None:
-        if error is injected:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _why_not(check: Callable[..., Any], *given: Any) -> str | None:

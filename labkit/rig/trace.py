@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from redis.client import NEVER_DECODE
+
 from labkit.rig import lanes
 from labkit.rig.footprint import first_word, text, words
-from labkit.rig.stage import Stage, Taken
+from labkit.rig.stage import Stage, Taken, label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,25 +99,29 @@ def _line(state: State) -> str:
     return ", ".join(f"{key} = {value}" for key, value in state)
 
 
+_SPECIAL, _ESCAPED = r"([\\>])", r"\\\1"
+_MOVE = r"[!~]?[A-Z]|\*(?:<((?:[^\\>]|\\.)*)>)?"
+
+
 def spell(taken: Iterable[Taken]) -> str:
     """The moves as a schedule, which `parse_schedule` reads."""
-    return "".join(
-        [
-            ("*" if step.sole else f"*<{step.move[1:]}>") if step.move[0] == "*" else step.move
-            for step in taken
-        ]
-    )
+    return "".join(["*" if step.move[0] == "*" and step.sole else spelled(step.move) for step in taken])
+
+
+def spelled(move: str) -> str:
+    """A move in a schedule, with the name of the key where one expires."""
+    return f"*<{re.sub(_SPECIAL, _ESCAPED, move[1:])}>" if move[0] == "*" else move
 
 
 def parse_schedule(schedule: str) -> list[str]:
     """The moves of a schedule; an expiry without a name is "*". Raises ValueError for what is no schedule."""
-    moves = re.findall(r"[!~]?[A-Z]|\*(?:<[^>]*>)?", schedule)
-    if "".join(moves) != schedule.replace(" ", ""):
+    if not re.fullmatch(rf"(?:\s|{_MOVE})*", schedule, re.S):
         raise ValueError(
             f"schedule is {schedule!r}; it must be of A (client A's next step), ~A (the same with its reply "
             "lost), !A (A crashes) and * or *<key> (a key expires)"
         )
-    return ["*" + move[2:-1] if move[:2] == "*<" else move for move in moves]
+    found = re.finditer(_MOVE, schedule, re.S)
+    return [move[0] if move[1] is None else "*" + re.sub(r"(?s)\\(.)", r"\1", move[1]) for move in found]
 
 
 @dataclass
@@ -169,10 +175,10 @@ def _watch_warm(stage: Stage, schedule: str, pause: float = 0) -> _Seen:
 
 def _watch(stage: Stage, schedule: str, pause: float) -> _Seen:
     stage.begin()
-    before, steps = _dump(stage.r), []
+    before, steps = _dump(stage), []
     for move in parse_schedule(schedule):
         time.sleep(pause)
-        steps.append((stage.do(_possible(stage, move)), _dump(stage.r)))
+        steps.append((stage.do(_possible(stage, move)), _dump(stage)))
     moves = stage.moves()
     verdict = stage.broken if moves else stage.verdict()
     return _Seen(before, steps, stage.results, [(m, stage.pending(m)) for m in moves], verdict)
@@ -191,16 +197,22 @@ def _possible(stage: Stage, move: str) -> str:
     return move
 
 
-def _dump(r: Any) -> list[Any]:
-    """Every key with its type, value and TTL in whole seconds, sorted by name."""
-    found = []
-    for key in sorted(r.execute_command("KEYS", "*")):
-        kind, left = r.type(key), r.pttl(key)
-        found.append((key, kind, _read(r, key, kind), math.ceil(left / 1000) if left >= 0 else None))
+def _dump(stage: Stage) -> list[Any]:
+    """Every key with its type, value and TTL in whole seconds, by database and name."""
+    r, found = stage.r, []
+    before = r.db
+    for db in sorted(int(name[2:]) for name in r.info("keyspace")):
+        r.select(db)
+        keys: list[bytes] = r.execute_command("KEYS", "*", **{NEVER_DECODE: True})
+        for key in sorted(keys):
+            kind, left = text(r.type(key)), r.pttl(key)
+            ttl = math.ceil(left / 1000) if left >= 0 else None
+            found.append((label(db, key), kind, _read(r, key, kind), ttl))
+    r.select(before)
     return found
 
 
-def _read(r: Any, key: str, kind: str) -> Any:
+def _read(r: Any, key: bytes, kind: str) -> Any:
     try:
         return _READ[kind](r, key) if kind in _READ else f"({kind})"
     except UnicodeDecodeError:
@@ -357,7 +369,7 @@ def _command(commands: Sequence[tuple[Any, ...]], names: _Names) -> str:
 
 def _typed(args: Sequence[Any], names: _Names) -> str:
     name, rest = text(args[0]), args[1:]
-    if not first_word(args).startswith("EVAL"):
+    if not first_word(args).startswith("EVAL") or not rest:
         return " ".join([name, *map(names.word, rest)])
     script = text(rest[0])
     title = _title(names.scripts.get(script, script)) or names.word(script if " " in script else script[:7])

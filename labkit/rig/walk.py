@@ -14,6 +14,7 @@ from typing import Any
 
 from labkit.rig.lanes import Life, layout
 from labkit.rig.race import Exploration, Program, Trace, sequence
+from labkit.rig.trace import spelled
 
 Actor = Callable[[Any], Any]
 
@@ -52,7 +53,7 @@ class Walk:
         """Run these moves from the beginning. Raises ValueError for one that is not possible."""
         p = self.program
         return sequence(
-            "".join(map(_spelled, moves)),
+            "".join(map(spelled, moves)),
             p.actors,
             setup=p.setup,
             invariant=p.invariant,
@@ -132,7 +133,3 @@ class Walk:
 
 
 _STANDS: dict[Life, str] = {"runs": "stops here", "waits": "waits", "done": "is done", "gone": "has crashed"}
-
-
-def _spelled(move: str) -> str:
-    return f"*<{move[1:]}>" if move[0] == "*" else move
