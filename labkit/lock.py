@@ -1,7 +1,7 @@
 """Locks on Redis: Lock on one server, Redlock on a majority of several.
 
     with Lock(r, "report", ttl=10) as lock:       # waits until it is ours
-        store.write(report, fence=lock.fence)     # safe for certain, if the store refuses lower numbers
+        store.write(report, fence=lock.fence)     # a store that refuses lower numbers stops late holders
 
 What holds for both:
 
@@ -12,7 +12,8 @@ What holds for both:
 * `release` and `extend` compare the token in the same step. A lock that has expired, or is another's by now,
   is left as it is, and the answer is False: what has expired is never brought back.
 * A TTL cannot keep a holder that was paused (by a garbage collector, swapping, a frozen machine) from writing
-  after its time. Where that is wrong, and not only wasteful, the resource itself has to check `fence`.
+  after its time. Where that is wrong, and not only wasteful, the resource itself has to check `fence`: at
+  each write and, if what is written depends on what was read, at the read as well.
 * An object stands for one holder, so for one thread. It is not reentrant: a second `acquire` is refused, or
   waits, like anybody else's, and what is held stays held.
 * A refusal is a value. Misuse raises ValueError or TypeError before anything is sent.
@@ -36,7 +37,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
-from redis import exceptions
+from redis import ConnectionPool, Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -89,17 +90,19 @@ class Lock:
     """A lock on one server, with a fencing token. Waiters are woken; they do not poll.
 
     Guarantees: until `locked_until` nobody else has it, as long as the server keeps its data and its clock (a
-    replica that takes over may lack the latest lock: then it is granted twice). `fence` is higher than any
-    earlier holder's: a resource that refuses numbers below the highest it has seen is safe from a holder that
-    comes too late. Not fair: who asks first once it is free has it, and may overtake who waits longer.
+    replica that takes over may lack the latest lock: then it is granted twice). As long as the counter is
+    kept, too, `fence` is higher than any earlier holder's: a resource that refuses numbers below the highest
+    it has seen refuses a holder that comes too late. A server that restarts without its data begins anew.
+    Not fair: who asks first once it is free has it, and may overtake who waits longer.
 
     Waiting: who is refused tries a few times more, after random pauses (of up to 15 ms, and shorter the
     longer he has waited), and then blocks (BLPOP) at a list on which each release puts one element, so that
     it wakes one waiter. Where holders change every millisecond the tries are cheaper than to be woken and
-    come too late, and keep the longest wait short; where they work for longer, nobody polls. Nobody blocks
-    beyond the TTL that was left when he asked, nor half of the client's socket_timeout, without asking again:
-    a holder that crashed, or a waiter that did so when it was woken, costs the others one TTL at most. The
-    last tenth of a second, for which BLPOP's clock is too coarse, is waited for in pauses of 15 ms.
+    come too late, and keep the longest wait short; where they work for longer, nearly all of the time passes
+    in BLPOP. Nobody blocks beyond the TTL that was left when he asked, nor for about half of the client's
+    socket_timeout, without asking again (TRIES times): a holder that crashed, or a waiter that did so when it
+    was woken, costs the others one TTL at most. The last tenth of a second of a TTL, for which BLPOP's clock
+    is too coarse, is waited for in pauses of 15 ms, as is all of it if socket_timeout is under 0.1.
 
     Keys, all in one slot: `key` holds the token, with the TTL. `wake_key` is a list of one element at most,
     with the same TTL. `fence_key` counts the holders; it has no TTL, since it must not begin anew while a
@@ -165,7 +168,7 @@ class Lock:
         self.token: str | None = None
         self.fence, self.locked_until = 0, 0.0
         self._alive: KeepAlive | None = None
-        self._mutex = threading.Lock()  # between this thread and that of keep_alive
+        self._mutex, self._pid = threading.Lock(), os.getpid()
 
     def acquire(self, wait: float | None = 0) -> bool:
         """Have it within `wait` seconds (0: now or never; None: as long as it takes). False: another has it.
@@ -195,7 +198,10 @@ class Lock:
         """Until a release, or so many seconds; BLPOP takes whole ms, and 0 for eternity."""
         options = getattr(self._r, "connection_pool", None) or self._r.nodes_manager
         patience = options.connection_kwargs.get("socket_timeout", 2)
-        seconds = min(seconds, 60 if patience is None else patience / 2)
+        seconds = min(seconds, 60 if patience is None else (patience - LATE) / 2)
+        if seconds <= 0:
+            time.sleep(PAUSE)
+            return
         self._r.execute_command("BLPOP", self.wake_key, max(math.ceil(seconds * 1000), 1) / 1000)
 
     def release(self) -> bool:
@@ -207,22 +213,38 @@ class Lock:
         lua = self.RELEASE_NEWER if self._has_newer() else self.RELEASE
         ours = self._run(lua, (self.key, self.wake_key), self.token, self.ttl)
         self.token, self.locked_until = None, 0.0
+        if self._alive is not None:
+            self._alive.told(bool(ours))
         return bool(ours)
 
     def extend(self, ttl: float | None = None) -> bool:
-        """Have it for `ttl` seconds from now (default: the lock's). False: no longer ours. One round trip."""
-        seconds = self.ttl if ttl is None else _seconds("ttl", ttl)
-        with self._mutex:
+        """Have it for `ttl` seconds from now (default: the lock's). False: no longer ours. One round trip.
+
+        After an error it is unknown which of the two TTLs it has, and `locked_until` is the earlier end.
+        """
+        return self._extend(self._r, self.ttl if ttl is None else _seconds("ttl", ttl))
+
+    def _extend(self, r: Any, seconds: float) -> bool:
+        with self._between_threads():
             if (token := self.token) is None:
                 return False
             newer, start = self._has_newer(), time.monotonic()
+            self.locked_until = min(self.locked_until, start + seconds)
             if newer:
                 ms = round(seconds * 1000)
-                ours = self._r.execute_command("SET", self.key, token, "IFEQ", token, "PX", ms)
+                ours = r.execute_command("SET", self.key, token, "IFEQ", token, "PX", ms)
             else:
-                ours = self._run(self.EXTEND, (self.key,), token, seconds)
+                ours = self._run(self.EXTEND, (self.key,), token, seconds, r)
             self.locked_until = start + seconds if ours else 0.0
-            return bool(ours)
+        if self._alive is not None:
+            self._alive.look()
+        return bool(ours)
+
+    def _between_threads(self) -> threading.Lock:
+        """Between this thread and that of keep_alive; a forked process has neither that nor its lock."""
+        if self._pid != os.getpid():
+            self._mutex, self._pid = threading.Lock(), os.getpid()
+        return self._mutex
 
     def keep_alive(self, on_lost: Callable[[], Any] | None = None) -> KeepAlive:
         """Extend it in the background until it is released: see KeepAlive. LockError if it is not held."""
@@ -230,6 +252,7 @@ class Lock:
             raise exceptions.LockError(f"{self.name} is not held: acquire it first", self.name)
         if self._alive is not None:
             self._alive.stop()
+        self._has_newer()  # whoever keeps it alive need not ask
         self._alive = KeepAlive(self, on_lost)
         return self._alive
 
@@ -244,12 +267,12 @@ class Lock:
         if self.token is not None and not self.release() and kind is None:
             raise exceptions.LockNotOwnedError(f"{self.name} was lost before the block ended", self.name)
 
-    def _run(self, lua: str, keys: Sequence[str], token: str, seconds: float) -> Any:
-        args = (len(keys), *keys, token, round(seconds * 1000))
+    def _run(self, lua: str, keys: Sequence[str], token: str, seconds: float, r: Any = None) -> Any:
+        r, args = r or self._r, (len(keys), *keys, token, round(seconds * 1000))
         try:
-            return self._r.execute_command("EVALSHA", _sha(lua), *args)
+            return r.execute_command("EVALSHA", _sha(lua), *args)
         except exceptions.NoScriptError:
-            return self._r.execute_command("EVAL", lua, *args)
+            return r.execute_command("EVAL", lua, *args)
 
     def _has_newer(self) -> bool:
         """Does the server know DELEX? It is asked, whatever its version; one that will not say does not."""
@@ -264,6 +287,15 @@ class Lock:
         return self._newer
 
 
+def _without_retry(r: Any) -> Any:
+    """A client of the same server that tells an error at once; of a cluster, the very same client."""
+    pool = getattr(r, "connection_pool", None)
+    if pool is None:
+        return r
+    options = {**pool.connection_kwargs, "retry": NO_RETRY}
+    return Redis(connection_pool=ConnectionPool(connection_class=pool.connection_class, **options))
+
+
 class KeepAlive:
     """Extends a Lock every third of its TTL, in a thread of its own.
 
@@ -273,16 +305,17 @@ class KeepAlive:
                 part()
 
     The thread has ended when `stop()`, the `with` block, or the lock's `release()` returns; it also ends when
-    the lock is lost or nobody refers to it any more, and never keeps a process from ending. While the server
-    does not answer it goes on trying, until the TTL is over. One round trip each time.
+    the lock is lost or nobody refers to it any more, and never keeps a process from ending. It has a
+    connection of its own, on which no command is sent twice. While the server does not answer it goes on
+    trying, until the TTL is over. One round trip each time.
     """
 
     def __init__(self, lock: Lock, on_lost: Callable[[], Any] | None) -> None:
         """`on_lost()` is called once, in that thread: as soon as an answer says so or, without any, when the
         TTL is over and the client's socket_timeout too."""
         self._lock, self._on_lost, self._told = weakref.ref(lock), on_lost, False
-        self._pause, self._end = lock.ttl / 3, threading.Event()
-        self._thread = threading.Thread(target=self._extend, name=f"keep-alive {lock.name}", daemon=True)
+        self._r, self._bell, self._ended = _without_retry(lock._r), threading.Event(), False
+        self._thread = threading.Thread(target=self._keep, name=f"keep-alive {lock.name}", daemon=True)
         self._thread.start()
 
     @property
@@ -292,25 +325,39 @@ class KeepAlive:
         late = lock is None or (lock.token is not None and time.monotonic() >= lock.locked_until)
         return self._told or late
 
-    def _extend(self) -> None:
-        while not self._end.wait(self._pause):
-            lock = self._lock()
-            if lock is None:
-                return
+    def told(self, ours: bool) -> None:
+        """What the server has answered to a release."""
+        self._told = self._told or not ours
+
+    def look(self) -> None:
+        """The lock has been extended: its next turn may be another."""
+        self._bell.set()
+
+    def _keep(self) -> None:
+        again_at = 0.0
+        while not self._ended and (lock := self._lock()) is not None:
+            third = lock.ttl / 3
+            due = max(lock.locked_until - 2 * third, again_at) - time.monotonic()
+            if due > 0:
+                del lock  # so that it can go while this thread waits
+                self._bell.wait(min(due, third))
+                self._bell.clear()
+                continue
             try:
-                ours = lock.extend()
+                ours = lock._extend(self._r, lock.ttl)
             except FAILED:
-                ours = not self.lost
+                ours, now = not self.lost, time.monotonic()
+                again_at = now + min(third, max(lock.locked_until - now, 0.01))
             if not ours:
                 self._told = True
                 if self._on_lost is not None:
                     self._on_lost()
                 return
-            del lock
 
     def stop(self) -> None:
         """End it; at most the client's socket_timeout later. The lock stays ours until `locked_until`."""
-        self._end.set()
+        self._ended = True
+        self._bell.set()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -334,7 +381,8 @@ class Redlock:
 
     All servers are asked at once, on a connection each that is this object's own, and have `timeout` seconds:
     a round takes as long as the slowest answer or `timeout`, not the sum. (To connect may take longer; it
-    goes on in a thread, and a server counts as silent meanwhile.) `acquire` is one round; without a majority
+    goes on in a thread, and a server counts as silent meanwhile. Where that costs the majority, `acquire`
+    waits for it once, for three timeouts at most, and begins again.) `acquire` is one round; without a majority
     one more takes it back, on all, and after a random pause it tries again. Answers that come late are read
     later: each connection counts what it still owes, and a release follows its acquisition on the same
     connection, so no server runs them in the wrong order (one 100 replies behind is closed). `votes` and
@@ -387,7 +435,7 @@ class Redlock:
 
     def acquire(self, wait: float | None = 0) -> bool:
         """Have it within `wait` seconds (0: one attempt; None: as long as it takes). False: no majority."""
-        deadline, pause = _deadline(wait), 0.01
+        deadline, pause, patient = _deadline(wait), 0.01, True
         while True:
             token, start = secrets.token_hex(16), time.monotonic()
             self._round("SET", self.key, token, "NX", "PX", round(self.ttl * 1000))
@@ -395,8 +443,13 @@ class Redlock:
                 self.token = token
                 return True
             outcome = self.votes, self.errors
-            self._round("EVAL", self.RELEASE, 1, self.key, token)
+            self._round("EVAL", self.RELEASE, 1, self.key, token, certainly=True)
             self.votes, self.errors = outcome
+            if patient and not all([server.opened(0) for server in self._servers]):
+                patient, latest = False, time.monotonic() + 3 * self.timeout
+                for server in self._servers:
+                    server.opened(latest)
+                continue
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -406,28 +459,33 @@ class Redlock:
     def _won(self, start: float, seconds: float) -> bool:
         until = start + seconds - (seconds * 0.01 + 0.002)
         validity = until - time.monotonic()
-        if 2 * self.votes.count(True) <= len(self.votes) or validity <= 0:
-            return False
-        self.validity, self.locked_until = validity, until
-        return True
+        won = 2 * self.votes.count(True) > len(self.votes) and validity > 0
+        self.validity = validity if won else 0.0
+        self.locked_until = until if won else self.locked_until
+        return won
 
     def release(self) -> bool:
-        """Give it back, on all servers. False: most of them did not have it as ours. One round, if held."""
+        """Give it back, on all servers; one that is silent, or to which a connection is being opened, is told
+        later. False: no majority says that it had it as ours. One round, if held."""
         if self.token is None:
             return False
-        self._round("EVAL", self.RELEASE, 1, self.key, self.token)
+        self._round("EVAL", self.RELEASE, 1, self.key, self.token, certainly=True)
         self.token, self.validity, self.locked_until = None, 0.0, 0.0
         return 2 * self.votes.count(True) > len(self.votes)
 
     def extend(self, ttl: float | None = None) -> bool:
         """Have it for `ttl` seconds from now (default: the lock's). One round.
 
-        False: a majority has it no longer, or no time was left; `locked_until` is then as before.
+        False: no majority says yes, or no time was left. `locked_until` is then the earlier of the two ends,
+        since some may have done it; 0 if a majority says that they have it no longer.
         """
         seconds, start = self.ttl if ttl is None else _seconds("ttl", ttl), time.monotonic()
         if self.token is None:
             return False
+        self.locked_until = min(self.locked_until, start + seconds)
         self._round("EVAL", self.EXTEND, 1, self.key, self.token, round(seconds * 1000))
+        if 2 * self.votes.count(False) > len(self.votes):
+            self.locked_until = 0.0
         return self._won(start, seconds)
 
     def close(self) -> None:
@@ -445,16 +503,19 @@ class Redlock:
         if self.token is not None and not self.release() and kind is None:
             raise exceptions.LockNotOwnedError(f"{self.name} was lost before the block ended", self.name)
 
-    def _round(self, *command: Any) -> None:
-        """Ask all servers at once; then `votes` and `errors` have what came in time."""
+    def _round(self, *command: Any, certainly: bool = False) -> None:
+        """Ask all servers at once; then `votes` and `errors` have what came in time.
+
+        What is to be done `certainly` is also sent if it is late, once a connection is there.
+        """
         if self._pid != os.getpid():  # none yet, or those of the process that forked this one
             self._servers, self._pid = [_Server(r, self.timeout) for r in self.clients], os.getpid()
-        deadline = time.monotonic() + self.timeout
+        start = time.monotonic()
         packed = self._servers[0].connection.pack_command(*command)
         for server in self._servers:
-            server.ask(packed, deadline)
+            server.ask(packed, start + self.timeout, certainly)
         for server in self._servers:  # while one is waited for, the answers of the others come in
-            server.hear(deadline)
+            server.hear()
         self.votes = tuple(server.vote for server in self._servers)
         self.errors = tuple(server.error for server in self._servers)
 
@@ -469,14 +530,18 @@ class _Server:
         self.owed, self._asked = 0, False
         self.vote: bool | None = None
         self.error: Exception | None = None
-        self._connecting: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
+        self._mutex, self._opening, self._later = threading.Lock(), False, list[Any]()
+        self._deadline = 0.0
 
-    def ask(self, packed: Any, deadline: float) -> None:
-        """Send it; where there is no connection, a thread opens one and sends it, if there is time left."""
-        self.vote, self.error, self._asked = None, SILENT, False
-        if self._connecting is not None and self._connecting.is_alive():
-            return  # since an earlier round
-        self._connecting, self._asked = None, True
+    def ask(self, packed: Any, deadline: float, certainly: bool) -> None:
+        """Send it; without a connection, a thread opens one and sends it, if it is in time or certainly."""
+        self.vote, self.error, self._asked, self._deadline = None, SILENT, certainly, deadline
+        with self._mutex:
+            if self._opening:  # since an earlier round
+                self._later += [packed] * certainly
+                return
+        self._asked = True
         try:
             while self.connection._sock is not None and self.connection.can_read(0):
                 self._read(0)  # what was too late for an earlier round; raises if the connection was closed
@@ -487,30 +552,48 @@ class _Server:
                 return
         except FAILED:
             self.close()
-        self._connecting = threading.Thread(target=self._connect, args=(packed, deadline), daemon=True)
-        self._connecting.start()
+        self._opening, self._later = True, [packed] * certainly
+        command = None if certainly else packed
+        self._thread = threading.Thread(target=self._open, args=(command, deadline), daemon=True)
+        self._thread.start()
 
-    def _connect(self, packed: Any, deadline: float) -> None:
+    def _open(self, packed: Any, deadline: float) -> None:
+        failed: Exception | None = None
         try:
             self.connection.connect()
-            if time.monotonic() < deadline:
-                self._send(packed)
         except FAILED as error:
-            self.close(error)
+            failed = error
+        with self._mutex:
+            self._opening = False
+            try:
+                if failed is not None:
+                    raise failed
+                if packed is not None and time.monotonic() < deadline:
+                    self._send(packed)
+                for command in self._later:
+                    self._send(command)
+            except FAILED as error:
+                self.close(error)
 
     def _send(self, packed: Any) -> None:
         self.owed += 1  # before: an interrupt may leave one too many, which is harmless, but not one too few
         self.connection.send_packed_command(packed, check_health=False)
 
-    def hear(self, deadline: float) -> None:
+    def opened(self, deadline: float) -> bool:
+        """Has the connection that was being opened come about, or failed, by then?"""
+        if self._thread is not None:
+            self._thread.join(max(deadline - time.monotonic(), 0))
+        with self._mutex:
+            return not self._opening
+
+    def hear(self) -> None:
         """Read until the deadline; the last reply that is owed is the answer of this round."""
-        if self._connecting is not None:
-            self._connecting.join(max(deadline - time.monotonic(), 0))
-            if self._connecting.is_alive():
-                return
+        if not self.opened(self._deadline):
+            return
+        self._thread = None
         try:
             while self.owed:
-                reply = self._read(max(deadline - time.monotonic(), 0))
+                reply = self._read(max(self._deadline - time.monotonic(), 0))
                 if self._asked and not self.owed:
                     self.error = reply if isinstance(reply, Exception) else None
                     self.vote = bool(reply) if self.error is None else None

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,8 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis import exceptions
+from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
+from redis.retry import Retry
 
 import labkit.lock
 from labkit.lock import Lock, Redlock
@@ -507,9 +510,9 @@ class TestKeepAlive:
 
     def test_a_short_silence_is_survived_and_a_long_one_noticed(self, throwaway: Server) -> None:
         class Watched(Lock):
-            def extend(self, ttl: float | None = None) -> bool:
+            def _extend(self, r: Any, seconds: float) -> bool:
                 try:
-                    return super().extend(ttl)
+                    return super()._extend(r, seconds)
                 except exceptions.TimeoutError as error:
                     silence.append(error)
                     raise
@@ -531,6 +534,42 @@ class TestKeepAlive:
                 until(lambda: alive.lost)
                 assert time.monotonic() >= lock.locked_until
                 until(lambda: told and not keepers())
+            finally:
+                throwaway.thaw()
+
+    def test_it_begins_in_time_and_follows_what_the_holder_extends(self, make: Make) -> None:
+        late, short, shorter = make("late", ttl=0.9), make("short", ttl=3), make("shorter", ttl=3)
+        for lock in (late, short, shorter):
+            assert lock.acquire()
+        time.sleep(0.7)
+        short.extend(0.4)
+        keepers_of = [late.keep_alive(), short.keep_alive(), shorter.keep_alive()]
+        shorter.extend(0.4)
+        time.sleep(0.6)
+        assert not any(alive.lost for alive in keepers_of)
+        assert late.release() and short.release() and shorter.release()
+
+    def test_a_release_that_comes_too_late_tells_it(self, r: redis.Redis, make: Make) -> None:
+        lock = make(ttl=20)
+        lock.acquire()
+        alive = lock.keep_alive()
+        r.delete(lock.key)
+        assert not lock.release()
+        assert alive.lost
+
+    def test_a_client_that_tries_again_does_not_delay_it(self, throwaway: Server) -> None:
+        told: list[float] = []
+        with throwaway.client(socket_timeout=0.5, retry=Retry(NoBackoff(), 20)) as patient:
+            lock = Lock(patient, "patient", ttl=1.2, newer=False)
+            lock.acquire()
+            alive = lock.keep_alive(on_lost=lambda: told.append(time.monotonic()))
+            throwaway.freeze()
+            try:
+                until(lambda: told)
+                assert told[0] - lock.locked_until < 2
+                start = time.monotonic()
+                alive.stop()
+                assert time.monotonic() - start < 2
             finally:
                 throwaway.thaw()
 
@@ -664,8 +703,7 @@ class TestRedlock:
         lock.acquire()
         for r in clients[:3]:
             r.delete("x")
-        kept = lock.locked_until
-        assert not lock.extend() and lock.locked_until == kept
+        assert not lock.extend() and lock.locked_until == 0
         assert lock.votes == (False, False, False, True, True)
         assert other.acquire() and other.votes == (True, True, True, False, False)
         assert not lock.release()
@@ -752,21 +790,68 @@ class TestRedlock:
             until(lambda: lock.acquire() and lock.release() and lock.votes == (True,) * 5)
         assert held_on(clients, "x") == 0
 
+    def test_the_first_to_ask_waits_for_its_connections(self, clients: list[redis.Redis]) -> None:
+        with ExitStack() as stack:
+            links = [stack.enter_context(Proxy(r)) for r in clients]
+            far = [stack.enter_context(link.client()) for link in links]
+            for link in links:
+                link.delay(70)
+            lock = Redlock(far, "x", ttl=20, timeout=0.1)
+            assert lock.acquire() and lock.votes == (True,) * 5
+            assert lock.release()
+
     def test_what_a_thread_sent_too_late_is_no_answer_either(self, clients: list[redis.Redis]) -> None:
         lock, connected = Redlock(clients, "x", ttl=20), threading.Event()
         assert lock.acquire() and lock.release()
         server = lock._servers[0]
         server._send(server.connection.pack_command("PING"))
-        server._connecting = threading.Thread(target=connected.wait)
-        server._connecting.start()
+
+        def opens() -> None:
+            connected.wait()
+            server._opening = False
+
+        server._opening, server._thread = True, threading.Thread(target=opens)
+        server._thread.start()
         soon = threading.Timer(0.02, connected.set)
         soon.start()
         lock._round("EXISTS", "x")
         assert list(lock.votes) == [None, False, False, False, False]
         soon.join()
-        server._connecting.join()
         lock._round("EXISTS", "x")
         assert list(lock.votes) == [False] * 5
+
+    def test_a_release_reaches_a_server_whose_connection_is_being_opened(
+        self, five: list[Server], clients: list[redis.Redis]
+    ) -> None:
+        lock = Redlock(clients, "x", ttl=20, timeout=0.3)
+        assert lock.acquire() and lock.votes == (True,) * 5
+        for r in clients:
+            r.client_kill_filter(_type="normal", skipme=True)
+        five[0].freeze()
+        try:
+            assert lock.extend() and lock.votes[0] is None
+        finally:
+            five[0].thaw()
+        assert lock.release()
+        until(lambda: held_on(clients, "x") == 0)
+
+    def test_nobody_else_has_it_before_its_time_whatever_came_of_an_extension(
+        self, five: list[Server], clients: list[redis.Redis]
+    ) -> None:
+        lock, other = Redlock(clients, "x", ttl=20, timeout=0.3), Redlock(clients, "x", ttl=20, timeout=0.3)
+        assert lock.acquire()
+        for server in five[:3]:
+            server.freeze()
+        try:
+            assert not lock.extend(0.5) and lock.validity == 0
+        finally:
+            for server in five[:3]:
+                server.thaw()
+        until(other.acquire)
+        assert time.monotonic() >= lock.locked_until
+        refused = not lock.extend()
+        assert refused and lock.locked_until == 0
+        assert other.release()
 
     def test_a_slow_server_costs_its_own_time_once(self, clients: list[redis.Redis]) -> None:
         with Proxy(clients[0]) as one, Proxy(clients[1]) as two, one.client() as a, two.client() as b:
@@ -796,8 +881,8 @@ class TestRedlock:
         self, clients: list[redis.Redis], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Paused(Redlock):
-            def _round(self, *command: Any) -> None:
-                super()._round(*command)
+            def _round(self, *command: Any, certainly: bool = False) -> None:
+                super()._round(*command, certainly=certainly)
                 late[0] += 19.9
 
         late = [0.0]

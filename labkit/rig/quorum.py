@@ -92,6 +92,9 @@ class View:
             return f"{who} has the lock: {of} said yes" if self.ok else no
         if act == "releases" and self.ok:
             return f"{who} gave the lock back: {of} had it"
+        silent = sum(seat.said == "no answer" for seat in self.seats)
+        if act == "releases" and silent and self.yes + silent >= self.majority:
+            return f"{who} gives the lock back: {of} had it, {silent} do not answer"
         if act == "releases":
             asked = any(seat.said for seat in self.seats)
             return f"the lock was no longer {who}'s" if asked else f"{who} had no lock to give back"

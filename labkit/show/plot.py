@@ -636,10 +636,11 @@ def _outcome(ax: Axes, view: View, row: int) -> None:
     if not view.asked:
         return
     until, said = view.took * 1e9, f"{view.yes} of {len(view.seats)} after {human_time(view.took * 1e9)}"
-    if view.validity:
+    held = view.ok and view.validity > 0
+    if held:
         ax.barh(row, view.validity * 1e9, left=until, color=GREEN, height=0.56)
         said = f"a majority: valid for {human_time(view.validity * 1e9)}"
-    at, color = (max(until, ax.get_xlim()[0]), row), "white" if view.validity else BLACK
-    ground = {"facecolor": GREEN if view.validity else "white", "edgecolor": "none", "pad": 1}
+    at, color = (max(until, ax.get_xlim()[0]), row), "white" if held else BLACK
+    ground = {"facecolor": GREEN if held else "white", "edgecolor": "none", "pad": 1}
     look: dict[str, Any] = {"color": color, "weight": "bold", "bbox": ground}
     ax.annotate(said, at, (8, 0), textcoords="offset points", va="center", **look)
