@@ -382,8 +382,8 @@ class Redlock:
     All servers are asked at once, on a connection each that is this object's own, and have `timeout` seconds:
     a round takes as long as the slowest answer or `timeout`, not the sum. (To connect may take longer; it
     goes on in a thread, and a server counts as silent meanwhile. Where that costs the majority, `acquire`
-    waits for it once, for three timeouts at most, and begins again.) `acquire` is one round; without a majority
-    one more takes it back, on all, and after a random pause it tries again. Answers that come late are read
+    waits for it once, for three timeouts at most, and begins again.) `acquire` is one round; without a
+    majority one more takes it back, on all, and after a random pause it tries again. Late answers are read
     later: each connection counts what it still owes, and a release follows its acquisition on the same
     connection, so no server runs them in the wrong order (one 100 replies behind is closed). `votes` and
     `errors` say what came of the last round.
@@ -445,7 +445,7 @@ class Redlock:
             outcome = self.votes, self.errors
             self._round("EVAL", self.RELEASE, 1, self.key, token, certainly=True)
             self.votes, self.errors = outcome
-            if patient and not all([server.opened(0) for server in self._servers]):
+            if patient and not all(server.opened(0) for server in self._servers):
                 patient, latest = False, time.monotonic() + 3 * self.timeout
                 for server in self._servers:
                     server.opened(latest)
