@@ -163,6 +163,27 @@ class MyLock:
         token, self.token = self.token, None
         return bool(token and self.r.eval(self.DROP, 1, self.key, token))
 """,
+    "release: a number that the server counts": """
+class MyLock:
+    TAKE = '''
+    if redis.call('EXISTS', KEYS[1]) == 1 then return false end
+    local token = redis.call('INCR', KEYS[2])
+    redis.call('SET', KEYS[1], token, 'PX', ARGV[1])
+    return token
+    '''
+    DROP = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
+
+    def __init__(self, r, key, me, ttl):
+        self.r, self.key, self.ms, self.token = r, key, round(ttl * 1000), 0
+
+    def acquire(self):
+        taken = self.r.eval(self.TAKE, 2, self.key, f"{self.key}:count", self.ms)
+        self.token = taken or self.token
+        return bool(taken)
+
+    def release(self):
+        return self.r.eval(self.DROP, 1, self.key, self.token) == 1
+""",
     "extend: WATCH, again and again": _EXTEND
     + """
     while True:
@@ -252,8 +273,15 @@ def extend(r, key, token, ttl):
     def acquire(self):
         return self.r.eval(self.TAKE, 1, self.name, uuid.uuid4().hex, self.n, self.ms)
 
+    DROP = """
+    local time = redis.call('TIME')
+    local began = redis.call('ZSCORE', KEYS[1], ARGV[1])
+    redis.call('ZREM', KEYS[1], ARGV[1])
+    return began and time[1] + time[2] / 1000000 < began + ARGV[2] / 1000
+    """
+
     def release(self, token):
-        return bool(self.r.zrem(self.name, token))
+        return bool(self.r.eval(self.DROP, 1, self.name, token, self.ms))
 ''',
     "semaphore: a hash, and a script": _SEMAPHORE
     + '''
@@ -274,8 +302,15 @@ def extend(r, key, token, ttl):
         token = secrets.token_bytes(8).hex()
         return token if self.r.eval(self.TAKE, 1, self.name, self.n, self.ms, token) else None
 
+    DROP = """
+    local time = redis.call('TIME')
+    local ends = redis.call('HGET', KEYS[1], ARGV[1])
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    return ends and tonumber(ends) > time[1] * 1000 + math.floor(time[2] / 1000)
+    """
+
     def release(self, token):
-        return self.r.hdel(self.name, token) == 1
+        return self.r.eval(self.DROP, 1, self.name, token) == 1
 ''',
     "semaphore: WATCH, and the server's TIME": _SEMAPHORE
     + """
@@ -297,7 +332,10 @@ def extend(r, key, token, ttl):
                     continue
 
     def release(self, token):
-        return self.r.zrem(self.name, token) == 1
+        seconds, micros = self.r.time()
+        now = seconds * 1000 + micros // 1000
+        with self.r.pipeline() as pipe:
+            return pipe.zremrangebyscore(self.name, "-inf", now).zrem(self.name, token).execute()[1] == 1
 """,
     "election: a registered script, resign by WATCH": """
 import redis
@@ -383,6 +421,75 @@ def test_the_counterexample_is_an_interleaving_of_commands_with_replies() -> Non
   B  SET lock token·2 NX PX 60000  -> OK
   A  DEL lock                      -> 1"""
     )
+
+
+TOKENS = [
+    "uuid.uuid4().hex",
+    "uuid.uuid1().hex",
+    "str(uuid.uuid4())",
+    "secrets.token_hex(8)",
+    "secrets.token_bytes(8)",
+    "secrets.token_urlsafe()",
+    "secrets.randbits(128)",
+    "random.random()",
+    "random.random().hex()",
+    "random.getrandbits(64)",
+    "self.me + ':' + secrets.token_hex(8)",
+    "f'{self.me}:{time.time()}:{secrets.token_hex(8)}'",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_any_token_of_enough_chance_is_accepted(token: str) -> None:
+    exercise, old = EXERCISES["release"], 'f"{self.me}:{secrets.token_hex(16)}"'
+    assert old in exercise.reference
+    source = "import random, time, uuid\n" + exercise.reference.replace(old, token)
+    verdict = check.grade(exercise, exercise.build(source))
+    assert verdict.state == "correct", str(verdict)
+
+
+@pytest.mark.parametrize(
+    "token", ["id(self)", "next(COUNT)", "time.time()", "time.time_ns()", "randbelow(10**6)", "token_hex(4)"]
+)
+def test_tokens_that_another_process_may_come_to_are_refused(token: str) -> None:
+    head = "import itertools, time\nfrom secrets import randbelow, token_hex\nCOUNT = itertools.count()\n"
+    for name, old in (
+        ("release", 'f"{self.me}:{secrets.token_hex(16)}"'),
+        ("semaphore", "secrets.token_hex(16)"),
+    ):
+        exercise = EXERCISES[name]
+        assert old in exercise.reference
+        verdict = check.grade(
+            exercise, exercise.build(head + exercise.reference.replace(old, f"str({token})"))
+        )
+        assert verdict.property == "token", str(verdict)
+
+
+@pytest.mark.parametrize(
+    "clock",
+    ["time.time()", "time.time_ns() / 1e9", "now()", "time.clock_gettime(0)", "datetime.now().timestamp()",
+     "dt.datetime.now(dt.UTC).timestamp()", "__import__('datetime').datetime.today().timestamp()"],
+)  # fmt: skip
+def test_every_clock_of_the_client_is_told_from_the_servers(clock: str) -> None:
+    exercise, head = EXERCISES["extend"], "import time, datetime as dt\nfrom datetime import datetime\n"
+    answer = exercise.reference.replace("'PEXPIRE'", "'PEXPIREAT'")
+    answer = answer.replace("max(1, round(ttl * 1000))", f"round(({clock} + ttl) * 1000)")
+    built = exercise.build(f"{head}from time import time as now\n{answer}")
+    names = dict(built.__globals__)
+    verdict = check.grade(exercise, built)
+    assert verdict.property == "clock", str(verdict)
+    assert built.__globals__ == names and time.time.__name__ == "time", "the clocks are put right again"
+
+
+def test_keys_and_arguments_in_the_wrong_order_are_told() -> None:
+    for name, old in (("extend", "1, key, token"), ("release", "1, self.key, self.token")):
+        exercise = EXERCISES[name]
+        count, key, token = old.split(", ")
+        assert old in exercise.reference
+        verdict = check.grade(
+            exercise, exercise.build(exercise.reference.replace(old, f"{count}, {token}, {key}"))
+        )
+        assert verdict.state == "incorrect" and "KEYS" in verdict.look_at, str(verdict)
 
 
 AT_CHANGE = """

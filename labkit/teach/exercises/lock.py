@@ -6,11 +6,18 @@ the race explorer, and the counterexample is its interleaving with the fewest sw
 
 from __future__ import annotations
 
+import datetime
+import inspect
 import itertools
+import math
 import re
+import sys
 import time
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -102,7 +109,7 @@ def _explored(
     rules |= {"setup": begin, "always": comes_to_an_end, "limit": 1000, "seconds": 1.5, "server": lab.server}
     try:
         result = explore(actors, **rules)
-        if result.verdict == "unknown":
+        if result.verdict == "unknown" and "max_switches" not in rules:
             result = explore(actors, max_switches=3, **rules)
     except NondeterministicActor as error:
         what = "the same order of steps, run again, met other commands or other keys"
@@ -126,10 +133,14 @@ def _failure(result: Exploration, property: str, look_at: str, cast: str) -> Fai
 
 
 def _rows(trace: Trace) -> list[str]:
-    """The steps of a trace; where a client stands for the time that passes, they say so."""
-    rows = []
+    """The steps of a trace; where a client stands for another, or for the time that passes, they say so."""
+    rows, roles = [], dict[str, str]()
     for step in trace.steps:
         who, command, reply = step.who, step.command, f"-> {step.reply}" if step.reply else ""
+        if role := re.match('ECHO "?as ([A-Z])', command):
+            roles[who] = role[1]
+            continue
+        who = roles.get(who, who)
         if command.startswith('EVAL "local left = '):
             key = command.rpartition(" ")[2]
             who, command, reply = "·", f"{key} expires" if step.reply != "-2" else f"{key} is not there", ""
@@ -142,12 +153,132 @@ def _rows(trace: Trace) -> list[str]:
     return [f"  {who}  {command.ljust(width)}  {reply}".rstrip() for who, command, reply in rows]
 
 
-def _check_left(story: Story, r: Any, key: str, ttl: float, since: float) -> None:
-    """PTTL is `ttl` seconds, less the time that has passed since `since`."""
+def _check_left(
+    story: Story, r: Any, key: str, ttl: float, since: float, unless: tuple[str, str] = ("ttl", "")
+) -> None:
+    """PTTL is `ttl` seconds, less what has passed since `since`. `unless`: property, and where to look."""
     left = story.call("PTTL key", r.pttl, key)
     least = (ttl - (time.monotonic() - since)) * 1000 - 5
-    look = "px= of SET, or PEXPIRE" if left == -1 else "the unit, and fractions of a second"
-    story.hold(least <= left <= ttl * 1000 + 1, "ttl", f"the key should last {ttl:g} s from now", look)
+    property, look = unless
+    if left == -2:
+        look = "the name of the key; in a script, what is given as KEYS and what as ARGV"
+    elif not look:
+        look = "px= of SET, or PEXPIRE" if left == -1 else "the unit, and fractions of a second"
+    story.hold(least <= left <= ttl * 1000 + 1, property, f"the key should last {ttl:g} s from now", look)
+
+
+def _check_refused(
+    story: Story,
+    r: Any,
+    said: str,
+    attempt: Callable[[], Any],
+    got: tuple[str, str],
+    longer: str = "refused",
+) -> None:
+    """An attempt that is to be refused changes no TTL: where much is left of the holder's time, and little.
+
+    `got` is what is wrong if it is not refused: the property, and what to say.
+    """
+    keys, look = sorted(r.scan_iter()), "what an attempt that fails changes"
+    for ms in (5000, 500):
+        since = time.monotonic()
+        for key in keys:
+            r.pexpire(key, ms)
+        story.tell(f"the holder has {ms / 1000:g} s left: PTTL -> {ms}")
+        answer = attempt()
+        story.tell(f"{said} -> {answer if isinstance(answer, str) else repr(answer)}")
+        after = {key: r.pttl(key) for key in keys}
+        least = ms - (time.monotonic() - since) * 1000 - 5
+        if least <= 0:
+            return  # so slow a machine that the time was up, perhaps: this says nothing
+        story.hold(not answer, *got, "how it knows that the time of the holder is not up")
+        for key, left in after.items():
+            if not least <= left <= ms:
+                story.tell(f"PTTL {key} -> {left}")
+            what = (
+                "a refused attempt lengthens the holder's time: if that crashed, nobody ever comes after it"
+            )
+            story.hold(0 <= left <= ms or left == -2, longer, what, look)
+            what = "a refused attempt must change nothing, and it has shortened the holder's time"
+            story.hold(left >= least, "refused", what, look)
+
+
+COUNTED = re.compile(r"\b(H?INCRBY|INCR|ZINCRBY|XADD)\b", re.I)
+"""Who lets the server count needs no randomness."""
+
+ENOUGH = 40
+"""Bits of chance that a token must show: secrets.token_hex(8) has 64, random.random() 53, id() some 20."""
+
+
+def _chance(tokens: list[str]) -> float:
+    """About how many bits differ by chance in these tokens, from how often two agree, place by place."""
+    pairs, bits = len(tokens) * (len(tokens) - 1) / 2, 0.0
+    for place in itertools.zip_longest(*tokens, fillvalue=""):
+        alike = sum(n * (n - 1) / 2 for n in Counter(place).values())
+        bits += math.log2(pairs / max(alike, 1))
+    return bits
+
+
+def _is_uuid(token: str) -> bool:
+    """Also those of the time and the machine, which redis-py's own lock takes."""
+    for found in re.findall("[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}", token):
+        if uuid.UUID(found).version is not None:
+            return True
+    return False
+
+
+def _check_chance(tokens: list[str], look: str) -> None:
+    twice = [token for token, times in Counter(tokens).items() if times > 1]
+    if twice:
+        what = f"of {len(tokens)} acquisitions several had the same token"
+        raise Failure("token", what, twice[0], look)
+    if not all(map(_is_uuid, tokens)) and _chance(tokens) < ENOUGH:
+        what = "tokens are too much alike: another process, or another machine, may come to the same one"
+        raise Failure("token", what, "\n".join([*tokens[:4], "…"]), look)
+
+
+def _check_third(
+    lab: Lab,
+    mine: Callable[[Any], Callable[[], Any] | None],
+    theirs: Callable[[Any], Any],
+    third: Callable[[Any], bool],
+    said: tuple[str, str],
+) -> None:
+    """A has something, and loses it to B; A gives it back all the same. It must not be C's meanwhile.
+
+    `mine(r)` gets it for A, and gives what gives it back; `theirs(r)` ends A's time, and gets it for B.
+    `said` is the cast, and what is wrong. A and B are one actor, since their order is fixed.
+    """
+
+    def both(r: Any) -> bool | None:
+        back = mine(r)
+        if back is None:
+            return None
+        r.echo("as B")
+        got = bool(theirs(r))
+        r.echo("as A")
+        back()
+        return got
+
+    def rule(r: Any, results: list[Any]) -> None:
+        assert not (results[0] and results[2]), said[1]
+
+    def bob(r: Any) -> None:
+        """All that B does is in `both`."""
+
+    _explored(lab, [both, bob, third], "race", _BETWEEN, said[0], invariant=rule, max_switches=2)
+
+
+def _swapped(tape: Any, key: str) -> str:
+    """What to look at if a script got the key among its arguments; "" if none did."""
+    for exchange in tape.commands:
+        name, *words = exchange.command
+        if name.upper() not in ("EVAL", "EVALSHA", "FCALL") or len(words) < 2 or not words[1].isdigit():
+            continue
+        keys, argv = words[2 : 2 + int(words[1])], words[2 + int(words[1]) :]
+        if key in argv and key not in keys:
+            return "the order of what your script is given: KEYS first, as many as you say, then ARGV"
+    return ""
 
 
 # --- release: only what is still ours ---------------------------------------------------------------
@@ -240,6 +371,11 @@ _DEAF = """with self.r.pipeline() as pipe:
                 pass
             return True"""
 _USES_REDIS = ("import secrets", "import redis, secrets")
+_BOTH = "pipe = self.r.pipeline().setnx(self.key, token).pexpire(self.key, round(self.ttl * 1000))"
+_PUT_BACK = """value = self.r.getdel(self.key)
+        if value is not None and value != self.token:
+            self.r.set(self.key, value, px=round(self.ttl * 1000))
+        return value is not None and value == self.token"""
 
 
 def _setnx(expire: str) -> tuple[tuple[str, str], ...]:
@@ -307,6 +443,41 @@ RELEASE_WRONG = (
         (f"token = {_TOKEN}\n", f"self.token = token = {_TOKEN}\n"),
         (f"{_KEEP}        return", "        return"),
     ),
+    _wrong(
+        RELEASE,
+        "refused",
+        "SETNX and PEXPIRE in one transaction: each attempt of the others lengthens a dead holder's time",
+        (f"if not {_SET}:", f"{_BOTH}\n        if not pipe.execute()[0]:"),
+    ),
+    _wrong(
+        RELEASE,
+        "refused",
+        "who is refused sets the holder's time anew",
+        (f"if not {_SET}:", f"if not {_SET}:\n            self.r.expire(self.key, 3600)"),
+    ),
+    _wrong(
+        RELEASE,
+        "race",
+        "GETDEL, and put back what was another's: in between a third client acquires it",
+        (_BY_LUA, _PUT_BACK),
+    ),
+    _wrong(RELEASE, "token", "the object's id: another process may have the same", (_TOKEN, "str(id(self))")),
+    _wrong(RELEASE, "token", "a million different tokens", (_TOKEN, "str(secrets.randbelow(10**6))")),
+    _wrong(RELEASE, "token", "too short to be the only one", (_TOKEN, "secrets.token_hex(2)")),
+    _wrong(
+        RELEASE,
+        "token",
+        "counted in the process: another process counts the same",
+        (_TOKEN, 'f"{self.me}:{next(COUNT)}"'),
+        ("import secrets", "import itertools\n\nCOUNT = itertools.count()"),
+    ),
+    _wrong(
+        RELEASE,
+        "token",
+        "the time: two may acquire at the same moment of their clocks",
+        (_TOKEN, "str(time.time())"),
+        ("import secrets", "import time"),
+    ),
 )
 
 _BETWEEN = "what may happen between your last look at the key and the command that changes it"
@@ -316,13 +487,16 @@ def _grade_release(kind: Any, lab: Lab) -> None:
     _check_own(kind, lab)
     _check_lost(kind, lab)
     _check_same_name(kind, lab)
-    for ttl in (LONG, 0.75):
+    for ttl in (LONG, 100, 1.234, 0.75):
         key = lab.key("lock")
         story, since = Story(f"ttl {ttl:g} s"), time.monotonic()
         story.call("ada.acquire()", kind(lab.r, key, "ada", ttl).acquire)
         _check_left(story, lab.r, key, ttl, since)
+    _check_attempt(kind, lab)
+    _check_tokens(kind, lab)
     _check_acquire_race(kind, lab)
     _check_release_race(kind, lab)
+    _check_release_third(kind, lab)
 
 
 def _check_own(kind: Any, lab: Lab) -> None:
@@ -354,9 +528,10 @@ def _check_again(kind: Any, lab: Lab) -> None:
     story.call("ada.acquire()", ada.acquire)
     what = "acquire() is True only if the lock was free; here ada herself holds it"
     story.hold(not story.call("ada.acquire()", ada.acquire), "again", what, "the options of SET")
-    freed = story.call("ada.release()", ada.release)
+    with lab.tap(r) as tape:
+        freed = story.call("ada.release()", ada.release)
     what = "ada still held the lock, and release() should have freed it"
-    look = "what an acquire() that fails leaves behind in your object"
+    look = _swapped(tape, key) or "what an acquire() that fails leaves behind in your object"
     story.hold(freed and not r.exists(key), "again", what, look)
     what = "release() is False the second time"
     story.hold(not story.call("ada.release()", ada.release), "answer", what, "what release() returns")
@@ -405,6 +580,41 @@ def _check_same_name(kind: Any, lab: Lab) -> None:
     story.hold(lab.r.exists(key) and not freed, "token", what, look)
 
 
+def _check_attempt(kind: Any, lab: Lab) -> None:
+    """Bob is refused, and nothing changes."""
+    lab.r.flushdb()
+    key, story = lab.key("lock"), Story()
+    ada, bob = (kind(lab.client(), key, who, LONG) for who in ("ada", "bob"))
+    story.call("ada.acquire()", ada.acquire)
+    before = lab.r.dump(key)
+    got = "exclusive", "two clients hold the lock at once"
+    _check_refused(story, lab.r, "bob.acquire()", bob.acquire, got)
+    same = lab.r.dump(key) in (before, None)
+    what = "a refused attempt must change nothing, and it changes what the holder wrote"
+    story.hold(same, "refused", what, "what an attempt that fails changes")
+
+
+def _value(raw: Any, key: str) -> str:
+    """What a string or a hash holds; "" for any other type."""
+    kind = raw.type(key)
+    words = [raw.get(key)] if kind == b"string" else raw.hvals(key) if kind == b"hash" else []
+    return " ".join(word.decode("latin-1") for word in words)
+
+
+def _check_tokens(kind: Any, lab: Lab) -> None:
+    """What the key holds is another thing each time, and nothing that another process might come to."""
+    raw, key, held, locks = lab.client(decode_responses=False), lab.key("lock"), [], []
+    with lab.tap() as tape:
+        for _ in range(30):
+            locks.append(kind(lab.r, key, "ada", LONG))  # kept, or their id() would be the same again
+            locks[-1].acquire()
+            held.append(_value(raw, key))
+            raw.delete(key)
+    counted = any(COUNTED.search(" ".join(exchange.command)) for exchange in tape.commands)
+    if all(held) and not counted:
+        _check_chance(held, "secrets.token_hex(16)")
+
+
 def _check_acquire_race(kind: Any, lab: Lab) -> None:
     def acquire(r: Any) -> bool:
         return bool(kind(r, "lock", "ada", LONG).acquire())
@@ -439,6 +649,23 @@ def _check_release_race(kind: Any, lab: Lab) -> None:
 
     cast = "A: acquire(), release(). B: acquire(), once A's time is up"
     _explored(lab, [ada, bob], "race", _BETWEEN, cast, invariant=rule)
+
+
+def _check_release_third(kind: Any, lab: Lab) -> None:
+    def ada(r: Any) -> Any:
+        lock = kind(r, "lock", "ada", LONG)
+        return lock.release if lock.acquire() else None
+
+    def bob(r: Any) -> Any:
+        _expires(r, "lock")
+        return kind(r, "lock", "bob", LONG).acquire()
+
+    def cyd(r: Any) -> bool:
+        return bool(kind(r, "lock", "cyd", LONG).acquire())
+
+    cast = "A: acquire(). B: acquire(), once A's time is up. Then A: release(). C: acquire()"
+    what = "B holds the lock, and C got it too: A's release() took it from B for a moment"
+    _check_third(lab, ada, bob, cyd, (cast, what))
 
 
 # --- extend: never what has expired, never what is another's ----------------------------------------
@@ -526,6 +753,41 @@ EXTEND_WRONG = (
         ("ARGV[2])", "ARGV[2], 'GT')\nreturn 1"),
     ),
     _wrong(EXTEND, "answer", "True in every case", ("then return 0", "then return 1")),
+    _extend(
+        f"return r.eval(MINE, 1, key, token) == 1 and r.eval(LUA, 1, key, token, {_IN_MS}) == 1",
+        "crash",
+        "PERSIST, then PEXPIRE: a crash in between leaves a lock that never ends",
+        EXTEND.partition("\ndef")[0] + "MINE = LUA.replace('PEXPIRE', 'PERSIST').replace(', ARGV[2]', '')",
+    ),
+    _extend(
+        f"""left, old = r.pipeline().pttl(key).set(key, token, {_PX}, xx=True, get=True).execute()
+    if old not in (None, token):
+        r.set(key, old, px=left, xx=True)
+    return old == token""",
+        "race",
+        "writes first, and puts back what was another's: meanwhile that finds its lock lost",
+    ),
+    _wrong(
+        EXTEND,
+        "expired",
+        "remembers whose it was last, and brings that one's lock back when it has expired",
+        (
+            "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end\n",
+            "local value, last = redis.call('GET', KEYS[1]), KEYS[1] .. ':last'\n"
+            "if not value and redis.call('GET', last) == ARGV[1] then\n"
+            "    redis.call('SET', KEYS[1], ARGV[1])\n"
+            "elseif value ~= ARGV[1] then return 0 end\n"
+            "redis.call('SET', last, ARGV[1], 'EX', 3600)\n",
+        ),
+    ),
+    _wrong(
+        EXTEND,
+        "clock",
+        "the end by the client's clock, which may be wrong by minutes",
+        ("'PEXPIRE'", "'PEXPIREAT'"),
+        (_IN_MS, "round((time.time() + ttl) * 1000)"),
+        ('LUA = """', 'import time\n\nLUA = """'),
+    ),
     _wrong(
         EXTEND,
         "value",
@@ -539,12 +801,18 @@ EXTEND_WRONG = (
 def _grade_extend(extend: Any, lab: Lab) -> None:
     key, story = lab.key("lock"), Story("SET key mine PX 60000")
     lab.r.set(key, "mine", px=60_000)
-    extended = story.call('extend(r, key, "mine", 30)', extend, lab.r, key, "mine", 30)
-    story.hold(extended, "answer", "extend() is True if the lock is still ours", "what it returns")
+    with lab.tap() as tape:
+        extended = story.call('extend(r, key, "mine", 30)', extend, lab.r, key, "mine", 30)
+    look = _swapped(tape, key) or "what it returns"
+    story.hold(extended, "answer", "extend() is True if the lock is still ours", look)
     _check_not_ours(extend, lab)
-    for ttl in (90, 30, 0.75, 1.5):
+    _check_not_again(extend, lab)
+    for ttl in (90, 30, 0.75, 1.5, 120, 2.345):
         _check_extended(extend, lab, ttl)
+    _check_extend_clock(extend, lab)
     _check_extend_race(extend, lab)
+    _check_extend_crash(extend, lab)
+    _check_extend_seen(extend, lab)
 
 
 def _check_not_ours(extend: Any, lab: Lab) -> None:
@@ -555,14 +823,41 @@ def _check_not_ours(extend: Any, lab: Lab) -> None:
     what = "a lock that had expired came to life again"
     story.hold(not left, "expired", what, "what your command does where there is no key")
     story.hold(not extended, "answer", "extend() is False if the lock has expired", look)
-    r.set(key, "theirs", px=60_000)
-    story = Story("SET key theirs PX 60000")
-    extended = story.call('extend(r, key, "mine", 600)', extend, r, key, "mine", 600)
-    value = story.call("GET key", r.get, key)
-    left = story.call("PTTL key", r.pttl, key)
-    what = "the lock is another client's, and was changed"
-    story.hold(value == "theirs" and 0 < left <= 60_000, "theirs", what, "where you compare the token")
-    story.hold(not extended, "answer", "extend() is False if another client has the lock", look)
+    for theirs in ("theirs", "mine-2", "not-mine", "min"):
+        r.set(key, theirs, px=60_000)
+        story = Story(f"SET key {theirs} PX 60000")
+        extended = story.call('extend(r, key, "mine", 600)', extend, r, key, "mine", 600)
+        value = story.call("GET key", r.get, key)
+        left = story.call("PTTL key", r.pttl, key)
+        what = "the lock is another client's, and was changed"
+        story.hold(value == theirs and 0 < left <= 60_000, "theirs", what, "where you compare the token")
+        story.hold(not extended, "answer", "extend() is False if another client has the lock", look)
+
+
+def _check_not_again(extend: Any, lab: Lab) -> None:
+    """The lock was extended before, and then it expired."""
+    r, key, story = lab.r, lab.key("lock"), Story("SET key mine PX 60000")
+    r.set(key, "mine", px=60_000)
+    story.call('extend(r, key, "mine", 30)', extend, r, key, "mine", 30)
+    _expires(r, key)
+    story.tell("the lock expires")
+    extended = story.call('extend(r, key, "mine", 30)', extend, r, key, "mine", 30)
+    left = story.call("EXISTS key", r.exists, key)
+    what = "a lock that had expired came to life again"
+    story.hold(not left, "expired", what, "what an earlier extend() leaves behind")
+    what = "extend() is False if the lock has expired"
+    story.hold(not extended, "answer", what, "what an earlier extend() leaves behind")
+
+
+def _check_extend_clock(extend: Any, lab: Lab) -> None:
+    """The client's clock is wrong by 100 s."""
+    look = "whose clock says when it ends: PEXPIRE needs none, and TIME in a script is the server's"
+    for skew in (100, -100):
+        key, story, since = lab.key("lock"), Story("SET key mine PX 60000"), time.monotonic()
+        lab.r.set(key, "mine", px=60_000)
+        with _clocks(skew, extend):
+            story.call(f'extend(r, key, "mine", 30), clock {skew:+d} s', extend, lab.r, key, "mine", 30)
+        _check_left(story, lab.r, key, 30, since, ("clock", look))
 
 
 def _check_extended(extend: Any, lab: Lab, ttl: float) -> None:
@@ -603,6 +898,43 @@ def _check_extend_race(extend: Any, lab: Lab) -> None:
         )
 
     cast = "A holds the lock: extend(). B: SET lock … NX PX 20000, once A's time is up"
+    _explored(lab, [ada, bob], "race", _BETWEEN, cast, setup=setup, invariant=rule)
+
+
+def _check_extend_crash(extend: Any, lab: Lab) -> None:
+    def setup(r: Any) -> None:
+        r.set("lock", "token-of-A", px=40_000)
+
+    def ada(r: Any) -> bool:
+        return bool(extend(r, "lock", "token-of-A", 60))
+
+    def rule(r: Any) -> None:
+        for key in sorted(r.scan_iter()):
+            assert r.pttl(key) != -1, f"a key that never expires is left: PTTL {key} is -1"
+
+    cast, look = "A holds the lock: extend(); it may crash", "what a crash leaves behind after each command"
+    _explored(lab, [ada], "crash", look, cast, setup=setup, invariant=rule, faults=[crash])
+
+
+def _check_extend_seen(extend: Any, lab: Lab) -> None:
+    """B holds the lock, and sees nothing of what A tries."""
+
+    def setup(r: Any) -> None:
+        r.set("lock", "token-of-B", px=20_000)
+
+    def ada(r: Any) -> bool:
+        return bool(extend(r, "lock", "token-of-A", 60))
+
+    def bob(r: Any) -> tuple[str | None, int]:
+        return r.get("lock"), r.pttl("lock")
+
+    def rule(r: Any, results: list[Any]) -> None:
+        value, left = results[1]
+        what = "B holds the lock, and while A tries to extend it"
+        assert value == "token-of-B", f"{what}, it is not B's: B could not release it"
+        assert 0 < left <= 20_000, f"{what}, it lasts longer or shorter"
+
+    cast = "B holds the lock. A: extend(), with its old token. B: GET lock, PTTL lock"
     _explored(lab, [ada, bob], "race", _BETWEEN, cast, setup=setup, invariant=rule)
 
 
@@ -752,6 +1084,27 @@ _LAST = "redis.call('PEXPIRE', KEYS[1], ARGV[2])"
 _NOW = "local now = time[1] * 1000 + math.floor(time[2] / 1000)"
 _PURGE = "    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)\n    if"
 
+_HEX = "secrets.token_hex(16)"
+_ANEW = (
+    "for _, one in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do "
+    "redis.call('ZADD', KEYS[1], now + ARGV[2], one) end"
+)
+_PUT_BACK_PLACE = """value = self.r.getdel(key)
+        if value is not None and value != token:
+            self.r.set(key, value, px=self.ms)
+        return value == token"""
+
+
+def _by(clock: str) -> tuple[tuple[str, str], ...]:
+    return (
+        ("import secrets", "import datetime, secrets, time"),
+        ("local time = redis.call('TIME')\n", ""),
+        (_NOW, "local now = tonumber(ARGV[4])"),
+        ("self.ms, token)", f"self.ms, token, round({clock} * 1000))"),
+        ("self.key, token)", f"self.key, token, '', '', round({clock} * 1000))"),
+    )
+
+
 SEMAPHORE_WRONG = (
     _wrong(_COUNTER, "leak", "INCR and DECR: a holder that crashed is counted for ever"),
     _wrong(
@@ -778,11 +1131,7 @@ SEMAPHORE_WRONG = (
         SEMAPHORE,
         "clock",
         "the client's clock: one that is ahead throws the others out",
-        ("import secrets", "import secrets, time"),
-        ("local time = redis.call('TIME')\n", ""),
-        (_NOW, "local now = tonumber(ARGV[4])"),
-        ("self.ms, token)", "self.ms, token, round(time.time() * 1000))"),
-        ("self.key, token)", "self.key, token, '', '', round(time.time() * 1000))"),
+        *_by("time.time()"),
     ),
     _wrong(
         _SLOTS, "theirs", "places released without comparing the token", (_COMPARE, "self.r.delete(key) == 1")
@@ -804,17 +1153,79 @@ SEMAPHORE_WRONG = (
     _wrong(SEMAPHORE, "token", "one token for all", ("secrets.token_hex(16)", '"holder"')),
     _wrong(SEMAPHORE, "limit", "one too many", (">= tonumber(ARGV[1])", "> tonumber(ARGV[1])")),
     _wrong(_OWN, "shared", "kept in the process: others know nothing of it"),
+    _wrong(
+        SEMAPHORE,
+        "leak",
+        "who is refused gives all holders their time anew",
+        ("then return 0 end", f"then {_LAST} {_ANEW} return 0 end"),
+    ),
+    _wrong(
+        SEMAPHORE,
+        "refused",
+        "who is refused sets the TTL of the key anew: it outlives its last holder",
+        ("then return 0 end", f"then {_LAST} return 0 end"),
+    ),
+    _wrong(
+        _SLOTS,
+        "race",
+        "GETDEL, and put back what was another's: in between a third client gets the place",
+        (f"return {_COMPARE}", _PUT_BACK_PLACE),
+    ),
+    _wrong(
+        SEMAPHORE,
+        "late",
+        "release() is True for a place whose time is up: nobody has removed it yet",
+        (f"{_PURGE[:-7]}\n    return redis.call('ZREM'", "    return redis.call('ZREM'"),
+    ),
+    _wrong(
+        SEMAPHORE,
+        "ttl",
+        "PERSIST in release(): the key outlives the holders that are left",
+        ("    return redis.call('ZREM'", "    redis.call('PERSIST', KEYS[1])\n    return redis.call('ZREM'"),
+    ),
+    _wrong(
+        SEMAPHORE, "clock", "the client's clock, by datetime", *_by("datetime.datetime.now().timestamp()")
+    ),
+    _wrong(
+        SEMAPHORE,
+        "clock",
+        "the client's clock, by clock_gettime",
+        *_by("time.clock_gettime(time.CLOCK_REALTIME)"),
+    ),
+    _wrong(
+        SEMAPHORE,
+        "clock",
+        "the client's clock in release() alone: one that is ahead throws the others out",
+        ("import secrets", "import secrets\nfrom time import time"),
+        ("self.key, token)", "self.key, token, round(time() * 1000))"),
+        ("'-inf', now)\n    return", "'-inf', ARGV[2])\n    return"),
+    ),
+    _wrong(SEMAPHORE, "token", "a token of 16 bits", (_HEX, "secrets.token_hex(2)")),
+    _wrong(SEMAPHORE, "token", "the object's id: another process may have the same", (_HEX, "str(id(self))")),
+    _wrong(
+        _SLOTS,
+        "room",
+        "tries one place only, by chance: it may be refused while another is free",
+        ("in range(self.n)", "in [secrets.randbelow(self.n)]"),
+    ),
 )
 
 
 def _grade_semaphore(kind: Any, lab: Lab) -> None:
     _check_places(kind, lab)
+    _check_many_places(kind, lab)
     _check_time(kind, lab)
     _check_stale(kind, lab)
+    _check_late(kind, lab)
     _check_clock(kind, lab)
+    _check_clock_of_release(kind, lab)
+    _check_place_tokens(kind, lab)
     _check_mortal(kind, lab)
+    _check_mortal_release(kind, lab)
     _check_places_race(kind, lab)
     _check_stale_race(kind, lab)
+    _check_third_place(kind, lab)
+    _check_place_refused(kind, lab)
 
 
 def _check_places(kind: Any, lab: Lab) -> None:
@@ -842,6 +1253,24 @@ def _check_places(kind: Any, lab: Lab) -> None:
     what = "a token that is released twice frees the place of another"
     hold(_no(again), "theirs", what, "how release() knows whose place it frees")
     hold(not freed, "answer", "release() is False for a token that was released before", look)
+
+
+def _check_many_places(kind: Any, lab: Lab) -> None:
+    """Five places are taken, and no more, three times over: also where an answer leaves it to chance."""
+    for _ in range(3):
+        lab.r.flushdb()
+        name, story = lab.key("jobs"), Story("n = 5")
+        semaphore = kind(lab.r, name, 5, LONG)
+        look, names = "whether every place is tried, and what you compare with n", set()
+        for held in range(5):
+            token = story.take("acquire()", semaphore.acquire)
+            what = f"{held} of 5 places are taken, and the next client is refused"
+            story.hold(not _no(token), "room", what, look)
+            names.add(story.name(token))
+        what = "one client that acquires several places needs a token for each"
+        story.hold(len(names) == 5, "token", what, "what is different in each acquisition")
+        token = story.take("acquire()", semaphore.acquire)
+        story.hold(_no(token), "limit", "a sixth holder where five places are", "what you compare with n")
 
 
 def _check_slot(lab: Lab) -> None:
@@ -914,6 +1343,45 @@ def _crash_of_one(kind: Any, lab: Lab) -> bool:
     return in_time
 
 
+def _check_late(kind: Any, lab: Lab) -> None:
+    """Ada's time is up and bob's is not; once more where the machine stood still in the middle."""
+    if not (_late_release(kind, lab) or _late_release(kind, lab)):
+        _late_release(kind, lab)
+
+
+def _late_release(kind: Any, lab: Lab) -> bool:
+    """False: so slow that bob's time was up as well, before all was asked."""
+    lab.r.flushdb()
+    name, ttl = lab.key("jobs"), 0.2
+    ada, bob = (kind(lab.client(), name, 2, ttl) for _ in range(2))
+    story, look = Story(f"n = 2, ttl {ttl:g} s"), "whether release() asks if the time of a place is up"
+    token = story.take("ada.acquire()", ada.acquire)
+    ada_after = time.monotonic()
+    time.sleep(0.6 * ttl)
+    story.tell("0.6 ttl later:")
+    bob_before = time.monotonic()
+    other = story.take("bob.acquire()", bob.acquire)
+    time.sleep(max(0, ada_after + ttl + 0.02 - time.monotonic()))
+    story.tell("when ada's time is up, and bob's is not:")
+    freed = story.call("ada.release(token·1)", ada.release, token)
+    story.hold(not freed, "late", "release() is False for a place whose time is up", look)
+    freed = story.call("bob.release(token·2)", bob.release, other)
+    in_time = time.monotonic() < bob_before + ttl - 0.005
+    what = "bob still had his place: release() should be True"
+    story.hold(freed or not in_time, "answer", what, "what release() removes beside its own place")
+    return in_time
+
+
+def _check_place_refused(kind: Any, lab: Lab) -> None:
+    """Bob is refused, and no time changes; nor does who has a place."""
+    lab.r.flushdb()
+    name, story = lab.key("jobs"), Story("n = 1")
+    ada, bob = (kind(lab.client(), name, 1, LONG) for _ in range(2))
+    story.take("ada.acquire()", ada.acquire)
+    got = "limit", "two holders where one place is"
+    _check_refused(story, lab.r, "bob.acquire()", lambda: None if _no(bob.acquire()) else "a token", got)
+
+
 def _check_clock(kind: Any, lab: Lab) -> None:
     """One place, and two clients whose clocks differ by 100 s."""
     for first, second in ((0, 100), (-100, 0)):
@@ -921,20 +1389,84 @@ def _check_clock(kind: Any, lab: Lab) -> None:
         name, story = lab.key("jobs"), Story("n = 1, ttl 60 s")
         for who, skew in (("ada", first), ("bob", second)):
             semaphore = kind(lab.client(), name, 1, LONG)
-            with _clocks(skew):
+            with _clocks(skew, kind):
                 token = story.take(f"{who}.acquire(), clock {skew:+d} s", semaphore.acquire)
         what = "two clients whose clocks differ by 100 s both get the only place"
         story.hold(_no(token), "clock", what, "TIME inside of a script, or the TTL of a key")
 
 
+def _check_clock_of_release(kind: Any, lab: Lab) -> None:
+    """Two places, and bob, whose clock is ahead by 100 s, releases his."""
+    lab.r.flushdb()
+    name, story = lab.key("jobs"), Story("n = 2, ttl 60 s")
+    ada, bob, cyd, dan = (kind(lab.client(), name, 2, LONG) for _ in range(4))
+    look = "TIME inside of a script, or the TTL of a key: release() too"
+    story.take("ada.acquire()", ada.acquire)
+    token = story.take("bob.acquire()", bob.acquire)
+    with _clocks(100, kind):
+        freed = story.call("bob.release(token·2), clock +100 s", bob.release, token)
+    story.hold(freed, "clock", "bob had his place, and by his own clock he had not", look)
+    story.take("cyd.acquire()", cyd.acquire)
+    token = story.take("dan.acquire()", dan.acquire)
+    what = "ada and cyd have the two places, and dan gets one: by bob's clock ada's time was up"
+    story.hold(_no(token), "clock", what, look)
+
+
 @contextmanager
-def _clocks(skew: float) -> Iterator[None]:
-    """The client's clocks are `skew` seconds ahead."""
+def _clocks(skew: float, answer: Any = None) -> Iterator[None]:
+    """The client's clocks are `skew` seconds ahead, also where `answer` has imported them by name."""
     with ExitStack() as stack:
-        for name, unit in (("time", 1), ("monotonic", 1), ("time_ns", 10**9), ("monotonic_ns", 10**9)):
-            real, ahead = getattr(time, name), int(skew * unit)
-            stack.enter_context(mock.patch.object(time, name, lambda r=real, a=ahead: r() + a))
+        ahead: list[tuple[Any, Any]] = []
+        for name in _CLOCKS:
+            real, add = getattr(time, name), int(skew * (10**9 if name.endswith("_ns") else 1))
+            ahead.append((real, lambda *a, r=real, add=add: r(*a) + add))
+            stack.enter_context(mock.patch.object(time, name, ahead[-1][1]))
+        module = ModuleType("datetime")
+        vars(module).update(vars(datetime), datetime=_datetime(skew))
+        ahead += [(datetime, module), (datetime.datetime, module.datetime)]
+        for space in (sys.modules, *_spaces(answer)):
+            for name, value in list(space.items()):
+                for real, stand_in in ahead:
+                    if value is real:
+                        space[name] = stand_in
+                        stack.callback(space.__setitem__, name, real)
         yield
+
+
+_CLOCKS = [
+    name
+    for clock in ("time", "monotonic", "perf_counter", "clock_gettime")
+    for name in (clock, f"{clock}_ns")
+    if hasattr(time, name)
+]
+
+
+def _datetime(skew: float) -> type[datetime.datetime]:
+    real, by = datetime.datetime, datetime.timedelta(seconds=skew)
+
+    class Ahead(real):  # type: ignore[valid-type, misc]
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return real.now(tz) + by
+
+        @classmethod
+        def today(cls) -> Any:
+            return real.now() + by
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return real.now(datetime.UTC).replace(tzinfo=None) + by
+
+    return Ahead
+
+
+def _spaces(answer: Any) -> list[dict[str, Any]]:
+    """The namespaces that the functions of an answer see as their globals."""
+    kinds = answer.__mro__ if isinstance(answer, type) else ()
+    parts = [answer, *(part for kind in kinds for part in vars(kind).values())]
+    functions = [inspect.unwrap(getattr(part, "__func__", part)) for part in parts if callable(part)]
+    spaces = [one.__globals__ for one in functions if inspect.isfunction(one)]
+    return list({id(space): space for space in spaces}.values())
 
 
 def _check_mortal(kind: Any, lab: Lab) -> None:
@@ -946,8 +1478,29 @@ def _check_mortal(kind: Any, lab: Lab) -> None:
             left = r.pttl(key)
             assert 0 < left <= LONG * 1000, f"a key outlives its last holder: PTTL {key} is {left}"
 
+    def both(r: Any) -> bool | None:
+        semaphore = kind(r, "jobs", 1, LONG)
+        token = semaphore.acquire()
+        return None if _no(token) else bool(semaphore.release(token))
+
     cast, look = "A: acquire(); it may crash", "what a crash leaves behind after each of your commands"
     _explored(lab, [acquire], "ttl", look, cast, invariant=rule, faults=[crash])
+    cast = "n = 1. A: acquire(), release(); it may crash"
+    _explored(lab, [both], "ttl", look, cast, invariant=rule, faults=[crash])
+
+
+def _check_mortal_release(kind: Any, lab: Lab) -> None:
+    """Two hold places, and one of them releases: what is left has its TTL still."""
+    lab.r.flushdb()
+    name, story = lab.key("jobs"), Story("n = 2, ttl 60 s")
+    ada, bob = (kind(lab.client(), name, 2, LONG) for _ in range(2))
+    token = story.take("ada.acquire()", ada.acquire)
+    story.take("bob.acquire()", bob.acquire)
+    story.call("ada.release(token·1)", ada.release, token)
+    for key in sorted(lab.r.scan_iter()):
+        left = story.call(f"PTTL {key}", lab.r.pttl, key)
+        what = "after a release a key outlives its last holder"
+        story.hold(0 < left <= LONG * 1000, "ttl", what, "what release() does to the TTL of the key")
 
 
 def _check_places_race(kind: Any, lab: Lab) -> None:
@@ -978,6 +1531,40 @@ def _check_stale_race(kind: Any, lab: Lab) -> None:
 
     cast = "n = 1. A: acquire(), release(). B: acquire(), once A's time is up"
     _explored(lab, [ada, bob], "race", _BETWEEN, cast, invariant=rule)
+
+
+def _check_third_place(kind: Any, lab: Lab) -> None:
+    def ada(r: Any) -> Any:
+        semaphore = kind(r, "jobs", 1, LONG)
+        token = semaphore.acquire()
+        return None if _no(token) else lambda: semaphore.release(token)
+
+    def bob(r: Any) -> bool:
+        r.flushdb()
+        return cyd(r)
+
+    def cyd(r: Any) -> bool:
+        return not _no(kind(r, "jobs", 1, LONG).acquire())
+
+    cast = "n = 1. A: acquire(). B: acquire(), once A's time is up. Then A: release(). C: acquire()"
+    what = "B has the only place, and C got it too: A's release() took it from B for a moment"
+    _check_third(lab, ada, bob, cyd, (cast, what))
+
+
+def _check_place_tokens(kind: Any, lab: Lab) -> None:
+    """Each token is another one, and none that another process might come to."""
+    lab.r.flushdb()
+    name, tokens, kept = lab.key("jobs"), [], []
+    with lab.tap() as tape:
+        for _ in range(30):
+            kept.append(kind(lab.r, name, 1, LONG))
+            token = kept[-1].acquire()
+            kept[-1].release(token)
+            tokens += [] if _no(token) else [str(token)]
+    if len(tokens) == len(kept) and not any(
+        COUNTED.search(" ".join(exchange.command)) for exchange in tape.commands
+    ):
+        _check_chance(tokens, "secrets.token_hex(16)")
 
 
 # --- election: one leader at most -------------------------------------------------------------------
@@ -1034,6 +1621,15 @@ def _campaign(*lines: str) -> str:
     """The reference with another campaign()."""
     return _spoilt(ELECTION, (_CAMPAIGN, "\n".join(f"        {line}" for line in lines)))
 
+
+_LEADS = "if leader and leader ~= ARGV[1] then"
+_LESS = "redis.call('PEXPIRE', KEYS[1], math.max(1, redis.call('PTTL', KEYS[1]) - 1000))"
+_RENEW = "'PX', ARGV[2])"
+_LONGER = (
+    "if leader then redis.call('PEXPIRE', KEYS[1], ARGV[2], 'GT') "
+    "else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end"
+)
+_TTL_IN_MS = "round(self.ttl * 1000)", "self.ms"
 
 ELECTION_WRONG = (
     Wrong(
@@ -1140,6 +1736,56 @@ ELECTION_WRONG = (
         "flushed",
         "EVALSHA alone does not survive a restart of the server",
     ),
+    Wrong(
+        _spoilt(ELECTION, (_LEADS, _LEADS.replace(" then", " and redis.call('PTTL', KEYS[1]) > 4000 then"))),
+        "two",
+        "takes over before the leader's time is up",
+    ),
+    Wrong(
+        _spoilt(ELECTION, (_LEADS, _LEADS.replace("then", f"then {_LESS}"))),
+        "refused",
+        "each attempt of the others takes a second from the leader",
+    ),
+    Wrong(
+        _spoilt(ELECTION, (_RENEW, "'PX', ARGV[2] + math.max(0, redis.call('PTTL', KEYS[1])))")),
+        "renew",
+        "added to what was left, not counted from now",
+    ),
+    Wrong(_spoilt(ELECTION, (_RENEW, "'PX', leader and 60000 or ARGV[2])")), "renew", "always a minute more"),
+    Wrong(
+        _spoilt(
+            ELECTION,
+            ("redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])", _LONGER),
+        ),
+        "renew",
+        "GT: only ever longer, where the leader has a shorter ttl than before",
+    ),
+    Wrong(
+        _spoilt(ELECTION, (_RESIGN, _PUT_BACK.replace("self.token", "self.me").replace(*_TTL_IN_MS))),
+        "race",
+        "GETDEL, and put back another's name: in between a third candidate leads as well",
+    ),
+    Wrong(
+        _spoilt(
+            ELECTION, (_LEADS, _LEADS.replace("leader ~= ARGV[1]", "leader:find(ARGV[1], 1, true) ~= 1"))
+        ),
+        "two",
+        "compares the beginning of the name only",
+    ),
+    Wrong(
+        _campaign(
+            "try:",
+            "    self.led = self.r.evalsha(self.sha, 1, self.key, self.me, self.ms) == 1",
+            "except Exception:",
+            "    pass",
+            "return self.led",
+        ).replace(
+            "        self.r, self.key",
+            "        self.sha = r.script_load(self.CAMPAIGN)\n        self.r, self.key",
+        ),
+        "flushed",
+        "where a call fails it says what it knew before",
+    ),
 )
 
 
@@ -1154,7 +1800,9 @@ def _grade_election(kind: Any, lab: Lab) -> None:
     _check_campaign_race(kind, lab)
     _check_succession_race(kind, lab)
     _check_resign_race(kind, lab)
+    _check_third_candidate(kind, lab)
     _check_campaign_trips(kind, lab)
+    _check_restart(kind, lab)
 
 
 def _check_reign(kind: Any, lab: Lab) -> None:
@@ -1167,6 +1815,10 @@ def _check_reign(kind: Any, lab: Lab) -> None:
     hold(leader == "ada", "name", "the key holds the leader's name", "the value that you write")
     hold(not story.call("bob.campaign()", bob.campaign), "two", "two leaders at once", whose)
     hold(r.get(key) == "ada", "two", f"ada led, and the key now holds {r.get(key)!r}", whose)
+    for name in ("Ada", "ad", "adam", "a.a"):
+        leads = story.call(f"{name}.campaign()", kind(lab.client(), key, name, LONG).campaign)
+        hold(not leads, "two", f"ada leads, and {name} is told to lead: that is another name", whose)
+        story.lines.pop()
     hold(story.call("ada.campaign()", ada.campaign), "stay", "who leads stays leader by the same call", whose)
     _check_time_left(kind, lab)
     _expires(r, key)
@@ -1178,21 +1830,25 @@ def _check_reign(kind: Any, lab: Lab) -> None:
 
 
 def _check_time_left(kind: Any, lab: Lab) -> None:
-    """The leader's campaign renews its time, and nobody else's."""
-    r, key = lab.r, lab.key("leader")
-    ada, bob = kind(lab.client(), key, "ada", LONG), kind(lab.client(), key, "bob", LONG)
-    for name, candidate in (("ada", ada), ("bob", bob)):
+    """The leader's campaign counts its time anew, and nobody else's changes it."""
+    r = lab.r
+    for ttl, left in itertools.product((LONG, 20, 0.75), (5000, 100_000)):
+        key = lab.key("leader")
+        ada = kind(lab.client(), key, "ada", ttl)
         ada.campaign()
-        r.pexpire(key, 5000)
-        story = Story("ada leads, and has 5 s left: PTTL key -> 5000")
-        story.call(f"{name}.campaign()", candidate.campaign)
-        left = story.call("PTTL key", r.pttl, key)
-        if name == "ada":
-            what = "the leader's campaign counts its time anew"
-            story.hold(left > 5000, "renew", what, "what happens if `me` leads already")
-        else:
-            what = "an attempt lengthens the leader's time: if that is dead, nobody ever takes over"
-            story.hold(0 < left <= 5000, "takeover", what, "what an attempt that fails changes")
+        r.pexpire(key, left)
+        story = Story(f"ttl {ttl:g} s. ada leads, and has {left // 1000} s left: PTTL key -> {left}")
+        since = time.monotonic()
+        story.call("ada.campaign()", ada.campaign)
+        _check_left(
+            story, r, key, ttl, since, ("renew", "what is set where `me` leads already: `ttl`, from now")
+        )
+    r.flushdb()
+    key, story = lab.key("leader"), Story("ada leads")
+    ada, bob = (kind(lab.client(), key, who, LONG) for who in ("ada", "bob"))
+    ada.campaign()
+    got = "two", "ada's time is not up, and bob leads"
+    _check_refused(story, r, "bob.campaign()", lambda: bool(bob.campaign()), got, "takeover")
 
 
 def _check_resign(kind: Any, lab: Lab) -> None:
@@ -1281,6 +1937,22 @@ def _check_resign_race(kind: Any, lab: Lab) -> None:
     _explored(lab, [ada, bob], "race", _BETWEEN, cast, setup=setup, invariant=rule)
 
 
+def _check_third_candidate(kind: Any, lab: Lab) -> None:
+    def ada(r: Any) -> Any:
+        me = kind(r, "leader", "ada", LONG)
+        return me.resign if me.campaign() else None
+
+    def bob(r: Any) -> bool:
+        _expires(r, "leader")
+        return _candidate(kind, "bob", LONG)(r)
+
+    cast = (
+        "A: ada.campaign(). B: bob.campaign(), once A's time is up. Then A: ada.resign(). C: cyd.campaign()"
+    )
+    what = "B leads, and C leads too: A's resign() deposed B for a moment"
+    _check_third(lab, ada, bob, _candidate(kind, "cyd", LONG), (cast, what))
+
+
 def _check_campaign_trips(kind: Any, lab: Lab) -> None:
     r, key = lab.client(), lab.key("leader")
     ada, bob = kind(r, key, "ada", LONG), kind(r, key, "bob", LONG)
@@ -1293,12 +1965,31 @@ def _check_campaign_trips(kind: Any, lab: Lab) -> None:
             said = ", ".join(exchange.command[0] for exchange in tape.commands)
             message = f"to {what} takes {tape.round_trips} round trips"
             raise Failure("round_trips", message, said, "EVAL: a script may ask and write in one round trip")
-    r.script_flush()
-    try:
-        ada.campaign()
-    except Exception as error:
-        what, said = "after a restart of the server a call fails", f"{type(error).__name__}: {error}"
-        raise Failure("flushed", what, said, "EVAL, which always works") from None
+
+
+def _check_restart(kind: Any, lab: Lab) -> None:
+    """The server has forgotten its scripts: a call works all the same, and soon in one round trip again."""
+    r, key, look = lab.client(), lab.key("leader"), "EVAL, which always works; or what catches NoScriptError"
+    ada, bob = kind(r, key, "ada", LONG), kind(r, key, "bob", LONG)
+    for who in (ada, bob):
+        who.campaign()
+    for name, who, leads in (("ada", ada, True), ("bob", bob, False), ("ada", ada, True)):
+        r.script_flush()
+        lab.r.pexpire(key, 5000)
+        story, since = Story("ada leads, and the server has forgotten all scripts"), time.monotonic()
+        try:
+            told = story.call(f"{name}.campaign()", who.campaign)
+        except Exception as error:
+            what, said = "after a restart of the server a call fails", f"{type(error).__name__}: {error}"
+            raise Failure("flushed", what, said, look) from None
+        what = "after a restart of the server campaign() does not say who leads"
+        story.hold(bool(told) == leads, "flushed", what, look)
+        if leads:
+            _check_left(story, lab.r, key, LONG, since, ("flushed", look))
+        with lab.tap(r) as tape:
+            who.campaign()
+        trips = f"the second campaign() after a restart takes {tape.round_trips} round trips"
+        story.hold(tape.round_trips == 1, "round_trips", trips, "what loads the script again, and how often")
 
 
 EXERCISES = (
@@ -1308,9 +1999,11 @@ EXERCISES = (
         title="A release that frees nobody else's lock",
         statement="Write `acquire` and `release`. The lock is held as long as `key` exists, and for at most "
         "`ttl` seconds (fractions too), even if its holder crashes at the worst moment. "
+        "A refused `acquire` changes nothing. "
         "`release` gives back only what **this** acquisition still holds, and says whether it did. "
-        "`me` is the name of the client, and a client may make several such objects. Between any two "
-        "of your commands others may send theirs, and the lock may expire.",
+        "`me` is the name of the client, and a client may make several such objects; no two "
+        "acquisitions, in whatever process, may come to the same token. Between any two of your commands "
+        "others may send theirs, and the lock may expire.",
         answer="MyLock",
         stub=RELEASE_STUB.strip(),
         hints=(
@@ -1335,7 +2028,8 @@ EXERCISES = (
         statement="A lock was acquired by `SET key token NX PX …`. Write `extend`: if `key` still holds "
         "`token`, it lasts `ttl` seconds from now, whether that is longer or shorter than before, "
         "and the answer is True. If it has expired, or is somebody else's by now, nothing changes "
-        "and the answer is False. `ttl` may be a fraction of a second. Between any two of your "
+        "and the answer is False. `ttl` may be a fraction of a second. Nothing without a TTL is left behind, "
+        "even by a crash, and no clock of a client counts. Between any two of your "
         "commands others may send theirs, and the lock may expire.",
         answer="extend",
         stub=EXTEND_STUB.strip(),
@@ -1358,7 +2052,9 @@ EXERCISES = (
         statement="Write a semaphore: at most `n` clients hold a place at once, and while one is free nobody "
         "is refused. Each holder has its place for `ttl` seconds (fractions too) unless it "
         "releases it before: not longer, even if it crashed and others come and go, and not shorter. "
-        "`release` frees only the place that its token still has. No clock counts but the server's; "
+        "A refused `acquire` changes nothing. "
+        "`release` frees only the place that its token still has, and says whether it did. "
+        "No two tokens are the same, in whatever process. No clock counts but the server's; "
         "every key has a TTL; all keys are in one cluster slot.",
         answer="MySemaphore",
         stub=SEMAPHORE_STUB.strip(),
@@ -1386,8 +2082,8 @@ EXERCISES = (
         "name, and expires `ttl` seconds (fractions too) after the leader's latest `campaign()`. "
         "Every candidate calls `campaign()` again and again: who leads stays leader by it, and if "
         "nobody leads the caller does. A leader that died is succeeded when its time is up, whatever "
-        "the others did meanwhile. `campaign()` is one round trip, also after a restart of the "
-        "server. `resign()` ends only one's own leadership.",
+        "the others did meanwhile. `campaign()` is one round trip, but that it may load a script "
+        "first, also after a restart of the server. `resign()` ends only one's own leadership.",
         answer="MyElection",
         stub=ELECTION_STUB.strip(),
         hints=(
