@@ -445,7 +445,8 @@ class Redlock:
             outcome = self.votes, self.errors
             self._round("EVAL", self.RELEASE, 1, self.key, token, certainly=True)
             self.votes, self.errors = outcome
-            if patient and not all(server.opened(0) for server in self._servers):
+            opening = not all(server.opened(0) for server in self._servers)
+            if patient and opening and 2 * self.votes.count(False) < len(self.votes):
                 patient, latest = False, time.monotonic() + 3 * self.timeout
                 for server in self._servers:
                     server.opened(latest)
@@ -565,9 +566,10 @@ class _Server:
             failed = error
         with self._mutex:
             self._opening = False
+            if failed is not None:
+                self.close(failed)
+                return
             try:
-                if failed is not None:
-                    raise failed
                 if packed is not None and time.monotonic() < deadline:
                     self._send(packed)
                 for command in self._later:

@@ -800,6 +800,22 @@ class TestRedlock:
             assert lock.acquire() and lock.votes == (True,) * 5
             assert lock.release()
 
+    def test_who_is_refused_by_a_majority_does_not_wait_for_connections(
+        self, five: list[Server], clients: list[redis.Redis]
+    ) -> None:
+        other = Redlock(clients, "x", ttl=20, timeout=0.5)
+        assert other.acquire()
+        five[0].freeze()
+        try:
+            lock, start = Redlock(clients, "x", ttl=20, timeout=0.5), time.monotonic()
+            assert not lock.acquire() and lock.votes == (None, False, False, False, False)
+            assert (
+                time.monotonic() - start < 2 * 0.5 + 1
+            )  # a round and its undoing, and no three timeouts more
+        finally:
+            five[0].thaw()
+        assert other.release()
+
     def test_what_a_thread_sent_too_late_is_no_answer_either(self, clients: list[redis.Redis]) -> None:
         lock, connected = Redlock(clients, "x", ttl=20), threading.Event()
         assert lock.acquire() and lock.release()

@@ -236,10 +236,10 @@ class Stage:
         try:
             self._link = _link(self._server)
             self.r, self.footprints = self._link.client(), self._link.footprints
+            self.r.execute_command("SELECT", 0)
         except BaseException:
             _give_back(self._server, program.server is None)
             raise
-        self.r.execute_command("SELECT", 0)
         clients = self._link.actors(len(program.actors))
         parts = zip(letters(program.actors), program.actors, clients, strict=True)
         self.actors = {name: Actor(name, fn, self, client) for name, fn, client in parts}
@@ -265,12 +265,14 @@ class Stage:
             kind = True
             raise
         finally:
-            self.r.close()
-            if kind is None:
-                _kept[self._server] = self._link
-            else:
-                self._link.close()
-            _give_back(self._server, self.program.server is None)
+            try:
+                self.r.close()
+                if kind is None:
+                    _kept[self._server] = self._link
+                else:
+                    self._link.close()
+            finally:
+                _give_back(self._server, self.program.server is None)
 
     def _eval(self, script: str, *args: Any, **options: Any) -> Any:
         try:
@@ -305,7 +307,7 @@ class Stage:
     def warm(self) -> None:
         """Let the clients run, one after the other, so that the server knows the scripts that they use.
 
-        Who lacks a script that is there even after some of these runs will never load it.
+        A script that is still missing after three of these runs is one that nobody loads.
         """
         self._waited.update(self._missing)
         self._missing.clear()
