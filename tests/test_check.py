@@ -129,7 +129,7 @@ def test_time_limit_in_another_thread(body: str) -> None:
 def test_interrupt_passes_and_leaves_nothing() -> None:
     stop = "import os, signal; r.set(key, 1); os.kill(os.getpid(), signal.SIGINT); r.blpop(key + 'x', 0)"
     with pytest.raises(KeyboardInterrupt, match=r"^the grade was interrupted; .* Run the cell again\.$"):
-        check.grade(_exercise(), _answer(stop))
+        pytest.fail(f"{check.grade(_exercise(), _answer(stop))}; SIGINT: {signal.getsignal(signal.SIGINT)}")
     assert _left(lab._server) == []
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert check.grade(_exercise(), _answer("return 1")).state == "correct"
