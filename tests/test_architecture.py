@@ -28,6 +28,9 @@ OUTSIDE = {
 }
 """What each room may import beside the standard library (pandas: the tables that results can be had as)."""
 
+ALSO = {"cache.py": {"sqlalchemy"}, "database.py": {"sqlalchemy"}, "web.py": {"httpx", "trustme", "uvicorn"}}
+"""What single files may import in addition: a source of truth, and a web server."""
+
 INSIDE = {
     "patterns": (),
     "rig": ("labkit", "labkit.rig"),
@@ -69,7 +72,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
 
 def _check_imports(path: Path, room: str, name: str) -> None:
     patterns = {_name(pattern) for pattern in PATTERNS}
-    allowed_outside = OUTSIDE[room] | ({"sqlalchemy"} if path.name == "cache.py" else set())
+    allowed_outside = OUTSIDE[room] | ALSO.get(path.name, set())
     for module in _imports(path):
         top = module.partition(".")[0]
         if top == "labkit":

@@ -38,6 +38,7 @@ from labkit.rig.race import (
     expire,
     explore,
     lose_reply,
+    outside,
     sequence,
 )
 from labkit.rig.server import Server, binaries
@@ -1421,3 +1422,91 @@ def test_other_keys_are_noticed_in_commands_that_may_touch_anything() -> None:
         numbers = itertools.count()
         with pytest.raises(NondeterministicActor):
             explore([client, add_slowly], invariant=holds)
+
+
+class Shop:
+    """A price in a table outside Redis, and its copy in a cache."""
+
+    def __init__(self) -> None:
+        self.rows = {"lamp": 100}
+
+    def setup(self, r: Any) -> None:
+        self.rows["lamp"] = 100
+
+    def load(self) -> int:
+        return outside(("SQL", "SELECT", "lamp"), lambda: self.rows["lamp"], reads=["lamp"])
+
+    def save(self, price: int) -> None:
+        said = ("SQL", "UPDATE", "lamp", str(price))
+        outside(said, lambda: self.rows.update(lamp=price), writes=["lamp"], show=lambda _: "OK")
+
+    def reader(self, r: Any) -> None:
+        if r.get("lamp") is None:
+            r.set("lamp", self.load(), ex=60)
+
+    def writer(self, r: Any) -> None:
+        self.save(120)
+        r.delete("lamp")
+
+    def fresh(self, r: Any) -> bool:
+        return r.get("lamp") in (None, str(self.rows["lamp"]))
+
+
+def test_a_step_outside_redis_is_interleaved_and_told() -> None:
+    shop = Shop()
+    found = explore([shop.reader, shop.writer], setup=shop.setup, invariant=shop.fresh)
+    assert found.headline == "1 of 10 interleavings breaks the invariant"
+    assert str(found.first) == (
+        "schedule AABBA\n"
+        "  A  GET lamp             -> (nil)\n"
+        "  A  SQL SELECT lamp      -> 100\n"
+        "  B  SQL UPDATE lamp 120  -> OK\n"
+        "  B  DEL lamp             -> 0\n"
+        "  A  SET lamp 100 EX 60   -> OK\n"
+        "  ✗ the invariant does not hold"
+    )
+    assert "SQL SELECT lamp" in found.first._repr_html_()  # type: ignore[union-attr]
+
+
+def test_outside_elsewhere_just_acts() -> None:
+    assert outside(("SQL", "SELECT"), lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        outside(("SQL", "SELECT"), lambda: 1 // 0)
+
+
+def test_a_client_may_crash_after_a_step_outside() -> None:
+    shop = Shop()
+
+    def write(r: Any) -> None:
+        shop.save(120)
+        r.set("lamp", 120)
+
+    def cached(r: Any) -> None:
+        shop.setup(r)
+        r.set("lamp", 100)
+
+    found = explore([write], setup=cached, invariant=shop.fresh, faults=[crash])
+    assert (found.schedule, found.violations) == ("A!A", 1)
+
+
+def test_what_fails_outside_goes_to_the_actor() -> None:
+    def act(r: Any) -> str:
+        try:
+            outside(("SQL", "SELECT"), lambda: 1 // 0)
+        except ZeroDivisionError:
+            return "caught"
+        return "nothing"
+
+    told = sequence("A", [act], invariant=holds)
+    assert told.results == ('"caught"',)
+    assert told.steps[0].reply.startswith("ZeroDivisionError")
+
+
+def test_steps_outside_swap_with_what_they_do_not_touch() -> None:
+    def look(name: str) -> Callable[[Any], None]:
+        return lambda r: outside(("SQL", name), lambda: None, reads=[name], writes=[name])
+
+    apart = explore([look("one"), look("other"), lambda r: r.set("one", 1)], invariant=holds)
+    assert (apart.total, apart.runs) == (6, 1)  # no key is called as a row is
+    together = explore([look("one"), look("one")], invariant=holds)
+    assert (together.total, together.runs) == (2, 2)

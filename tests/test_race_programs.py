@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from labkit.rig.race import Exploration, crash, expire, explore, lose_reply
+from labkit.rig.race import Exploration, crash, expire, explore, lose_reply, outside
 
 LARGEST = 40
 """Programs with more interleavings, or more runs, are passed over: they cost much, and show no more."""
@@ -133,7 +133,34 @@ BLOCKING: dict[str, Callable[[Any, str, str, int], Any]] = {
     "pipelined blpop": pipelined_wait,
 }
 
-KINDS = SIMPLE | COMPOSED | BLOCKING
+rows: dict[str, int] = {}
+"""A table outside Redis."""
+
+
+def row(r: Any, k: str, q: str, n: int, *, change: bool = True) -> Any:
+    def act() -> int:
+        if change:
+            rows[k] = 10 * rows.get(k, 0) + n
+        return rows.get(k, 0)
+
+    return outside(("SQL", k, str(n)), act, reads=[k], writes=[k] * change)
+
+
+def failing(r: Any, k: str, q: str, n: int) -> Any:
+    def act() -> None:
+        raise redis.ResponseError(f"the row is {rows.get(k, 0)}")
+
+    return outside(("SQL", k), act, reads=[k])
+
+
+OUTSIDE: dict[str, Callable[[Any, str, str, int], Any]] = {
+    "row": lambda r, k, q, n: row(r, k, q, n, change=False),
+    "change a row": row,
+    "a row that fails": failing,
+    "if a row": lambda r, k, q, n: r.incr(k) if row(r, k, q, n, change=False) else row(r, k, q, n),
+}
+
+KINDS = SIMPLE | COMPOSED | BLOCKING | OUTSIDE
 
 ALWAYS: dict[str, Callable[[Any], Any]] = {
     "b is not above 1": lambda r: int(r.get("b") or 0) <= 1,
@@ -150,6 +177,7 @@ class Generated(NamedTuple):
     always: str
 
     def setup(self, r: Any) -> None:
+        rows.clear()
         if any(kind.startswith("x") for client in self.clients for kind, *_ in client):
             r.xgroup_create("x", "g", mkstream=True)
             r.expire("x", 100)
@@ -177,7 +205,7 @@ def generate(seed: int) -> Generated:
     def op(kinds: list[str]) -> Op:
         return rng.choice(kinds), rng.choice("ab"), rng.choice("qp"), rng.randint(1, 3)
 
-    families = [list(SIMPLE), list(COMPOSED), list(BLOCKING)]
+    families = [list(SIMPLE), list(COMPOSED), list(BLOCKING), list(OUTSIDE)]
     return Generated(
         tuple(
             tuple(op(rng.choice(families)) for _ in range(rng.randint(1, longest))) for _ in range(clients)
@@ -216,7 +244,7 @@ return cjson.encode(found)
 
 
 def _outcome(r: Any, results: list[Any]) -> None:
-    raise AssertionError(f"{r.eval(LOOK, 0)} {[str(result) for result in results]}")
+    raise AssertionError(f"{r.eval(LOOK, 0)} {sorted(rows.items())} {[str(result) for result in results]}")
 
 
 def outcomes(result: Exploration) -> Counter[str]:

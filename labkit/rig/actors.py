@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from time import monotonic, time
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import redis
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -27,9 +27,10 @@ from redis.retry import Retry
 
 from labkit import LabkitError
 from labkit.rig.client import settings
-from labkit.rig.footprint import EVERYTHING, PURE, Footprint, first_word, text, words
+from labkit.rig.footprint import EVERYTHING, PURE, Footprint, Outside, first_word, text, words
 
 Command = tuple[Any, ...]
+T = TypeVar("T")
 How = Literal["run", "lose"]
 
 STATEFUL = {"SELECT", "CLIENT", "HELLO", "AUTH", "RESET", "READONLY", "FUNCTION"}
@@ -436,6 +437,17 @@ class Actor:
         """What `time.sleep` is to an actor: a step, which takes `seconds` of the actor's own time."""
         self.step((("SLEEP", seconds),), None)
         self.elapsed += max(0.0, seconds)
+
+    def outside(self, step: Outside, act: Callable[[], T], show: Callable[[T], Any] | None) -> T:
+        """A step that is no command: it happens when the scheduler says so."""
+        self.step((step,), None)
+        try:
+            done = act()
+        except Exception as error:
+            self.replies.append(error)
+            raise
+        self.replies.append(show(done) if show else done)
+        return done
 
     def crash(self) -> None:
         """Stop for good. A command that waits is withdrawn from the server."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +50,20 @@ SCRIPTS = {"EVAL", "EVALSHA", "FCALL", "EVAL_RO", "EVALSHA_RO", "FCALL_RO"}
 WAITS = {"WAIT", "WAITAOF"}  # although Redis 7.0 does not flag them so
 FAMILIES = ONLY_READ | {"XGROUP", "CLIENT", "CONFIG", "DEBUG", "FUNCTION", "PUBSUB", "SCRIPT"}
 """Commands whose second word says what they do."""
+
+
+class Outside(tuple[str, ...]):
+    """A step that is no command, in the words in which it is told; it knows what it touches."""
+
+    footprint: Footprint
+
+    @classmethod
+    def touching(cls, said: Sequence[str], reads: Iterable[str], writes: Iterable[str]) -> Outside:
+        """Things outside Redis are called by names of their own: no key is one of them."""
+        made = cls(said)
+        read, written = (frozenset(f"outside Redis: {name}" for name in names) for names in (reads, writes))
+        made.footprint = Footprint(read, written)
+        return made
 
 
 def conflict(one: Footprint, other: Footprint) -> bool:
@@ -104,6 +118,8 @@ class Footprints:
 
     def of(self, args: tuple[Any, ...]) -> Footprint:
         """What this command may read and write."""
+        if type(args) is Outside:
+            return args.footprint
         try:
             found = self._seen.get(args)
         except (TypeError, ValueError):  # a buffer that can change
@@ -116,6 +132,8 @@ class Footprints:
 
     def named(self, args: Sequence[Any]) -> tuple[str, ...]:
         """What the command is about beside what `of` knows: its second word, its script, its keys."""
+        if type(args) is Outside:
+            return tuple(args)
         said = words(args)
         name = said[0].upper()
         if name in SCRIPTS:

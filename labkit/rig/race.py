@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from labkit import LabkitError
 from labkit.rig.actors import Actor, Command
 from labkit.rig.order import Order, dependent, switches
+from labkit.rig.outside import outside
 from labkit.rig.server import Server
 from labkit.rig.stage import DEEPEST, Done, Program, Stage, Taken, crash, expire, lose_reply
 from labkit.rig.trace import Trace, record, spell, spelled
@@ -49,6 +50,7 @@ __all__ = [
     "expire",
     "explore",
     "lose_reply",
+    "outside",
     "sequence",
 ]
 
@@ -176,16 +178,18 @@ def explore(
 
     Each actor is a callable that takes a `redis.Redis` of its own. A step is one command; a MULTI/EXEC
     pipeline or a script is one, too, and a plain pipeline one for each of its commands. `time.sleep` is one
-    in which only that client's own clock moves on. A blocking command waits until another client's step, or
-    its timeout (at any moment), ends it; if nobody is left to run, that is a violation: a deadlock.
+    in which only that client's own clock moves on; and `outside` makes one of what is not Redis, such as a
+    statement to a database. A blocking command waits until another client's step, or its timeout (at any
+    moment), ends it; if nobody is left to run, that is a violation: a deadlock.
 
     `setup(r)` runs before each interleaving, on an empty server. `invariant(r)` or `invariant(r, results)` is
     asked at the end of each, `always(r)` after every step; each returns a bool or raises AssertionError. An
     actor that raises is a violation, too. `faults` adds `expire`, `crash` and `lose_reply`.
 
     `reduce` leaves out interleavings that differ only by swaps of steps that commute; it changes no verdict
-    and no count, if the actors share nothing but Redis. After `limit` runs or `seconds`, or where
-    `max_switches` (between clients, at most) cut something off, a verdict without violation is "unknown".
+    and no count, if the actors share nothing but Redis, and what they touch in `outside`. After `limit` runs
+    or `seconds`, or where `max_switches` (between clients, at most) cut something off, a verdict without
+    violation is "unknown".
 
     The server is a private one unless `server` is given; it is emptied each time. Keys must live for seconds
     at least: real time passes too, a few ms for each interleaving.
