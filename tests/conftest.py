@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
+import secrets
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis
 
+from labkit.rig import watchdog
 from labkit.rig.server import Server
 
 _HOME = tempfile.mkdtemp(prefix="labkit-tests-")
@@ -53,3 +61,75 @@ def _own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Progress that a test records is its own; kernels that nbval starts meanwhile have the session's."""
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
     yield
+
+
+# A PostgreSQL of the tests' own
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The address of a real PostgreSQL, thrown away in the end; it listens on a socket in a folder only.
+
+    Skips where no PostgreSQL is installed, but fails in CI.
+    """
+    initdb, postgres = _postgres_binary("initdb"), _postgres_binary("postgres")
+    if initdb is None or postgres is None:
+        why = (
+            "no PostgreSQL is installed here: no initdb and postgres on PATH or in /usr/lib/postgresql/*/bin"
+        )
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    with tempfile.TemporaryDirectory(prefix="labkit-postgres-", ignore_cleanup_errors=True) as name:
+        folder, password = Path(name), secrets.token_hex(16)
+        (folder / "password").write_text(password)
+        as_user = _unprivileged(folder)
+        make = [initdb, "-D", str(folder / "data"), "-U", "workbook", "-A", "scram-sha-256", "--no-sync"]
+        make += ["--pwfile", str(folder / "password"), "-E", "UTF8", "--locale", "C"]
+        done = subprocess.run([*as_user, *make], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        start = [postgres, "-D", str(folder / "data"), "-k", name, "-c", "listen_addresses=", "-F"]
+        process = watchdog.get().launch([*as_user, *start], folder / "log")
+        try:
+            url = f"postgresql://workbook:{password}@/postgres?host={name}"
+            _await_postgres(process, url, folder / "log")
+            yield url
+        finally:
+            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+            watchdog.get().forget(process.pid)
+
+
+def _postgres_binary(name: str) -> str | None:
+    """On PATH; else Debian's, which are beside it: of the newest version."""
+    found = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: path.parts[-3].zfill(3)
+    )
+    return shutil.which(name) or (str(found[-1]) if found else None)
+
+
+def _unprivileged(folder: Path) -> list[str]:
+    """PostgreSQL refuses to run as root: give the folder to somebody else, and say how to run as that one."""
+    if os.geteuid() != 0:
+        return []
+    names = {user.pw_name: user for user in pwd.getpwall()}
+    user = names.get("postgres") or names["nobody"]
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+
+
+def _await_postgres(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg.connect(url).close()
+        except psycopg.OperationalError as error:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"{error}\n{log.read_text()}"
+            time.sleep(0.02)
+        else:
+            return

@@ -23,7 +23,7 @@ def environment() -> list[str]:
 
 def test_every_direct_dependency_is_pinned_exactly() -> None:
     groups = [PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"].values()]
-    loose = [item for group in groups for item in group if not re.fullmatch(r"[\w\[\]-]+==[\w.]+", item)]
+    loose = [item for group in groups for item in group if not re.fullmatch(r"[\w\[\].-]+==[\w.]+", item)]
     assert loose == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib import pyplot
 
 from labkit.rate_limiter import FixedWindow, SlidingLog, TokenBucket
 from labkit.rig.server import Server
-from labkit.rig.traffic import SHAPES, Clock, Replay, at_once, at_random, noting, replay, steady
+from labkit.rig.traffic import SHAPES, Clock, Replay, at_once, at_random, noting, replay, steady, zipf
 from labkit.show import plot, widgets
 
 
@@ -150,3 +151,27 @@ def test_the_bucket_starts_full_and_is_drawn_the_same_twice(r: redis.Redis) -> N
         bucket = TokenBucket(r, name, capacity=5, rate=5, now=clock)
         shots.append(replay(bucket, clock, SHAPES["bursts"](5, 1.0), sample=0.2, until=4))
     assert shots[0] == shots[1] and shots[0].room[0] == (0.0, 5)
+
+
+def test_zipf_asks_for_the_first_things_most() -> None:
+    asked = zipf(50_000, keys=1000)
+    counts = Counter(asked)
+    assert asked == zipf(50_000, keys=1000) != zipf(50_000, keys=1000, seed=4)
+    assert set(counts) <= set(range(1, 1001))
+    assert [id for id, _ in counts.most_common(3)] == [1, 2, 3]
+    for id in (2, 3, 10):  # the first is asked for `id` times as often
+        assert 0.8 * id < counts[1] / counts[id] < 1.25 * id
+
+
+def test_zipf_without_skew_asks_for_all_alike_and_with_more_for_fewer() -> None:
+    alike, steep = Counter(zipf(20_000, keys=10, skew=0)), Counter(zipf(20_000, keys=10, skew=3))
+    assert max(alike.values()) < 1.2 * min(alike.values())
+    assert steep[1] > 0.75 * 20_000
+    assert zipf(3, keys=1) == [1, 1, 1]
+    assert zipf(0, keys=5) == []
+
+
+@pytest.mark.parametrize("wrong", [{"requests": -1}, {"keys": 0}, {"skew": -0.1}, {"skew": float("nan")}])
+def test_zipf_says_what_it_can_do(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* must be"):
+        zipf(**{"requests": 1, "keys": 1, **wrong})
