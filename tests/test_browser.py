@@ -36,6 +36,7 @@ FLAGS = [
 
 PLAYGROUNDS = [
     ("02_pipelining", "pipelining"),
+    ("03_cache", "cache"),
     ("05_rate_limiter", "limiter"),
 ]
 
@@ -72,6 +73,15 @@ widgets.Scheduler(found)
 from labkit.show import widgets
 
 panel = widgets.RedlockPanel()
+panel
+""",
+    "sessions": """
+from labkit.rig.server import Server
+from labkit.session import SessionStore
+from labkit.show import widgets
+
+server = Server().start()
+panel = widgets.SessionPanel(SessionStore(server.client(), ttl=40))
 panel
 """,
 }
@@ -270,12 +280,13 @@ def type_on(page: Any, box: Any, css: str, key: str = "Enter") -> None:
     """Press a button of the widget by the keyboard, and wait until it has acted."""
     picture, status = box.locator(".labkit-picture"), box.locator(".labkit-status")
     look = "element => element.outerHTML"  # of an image, its new address
-    before = picture.evaluate(look)
+    before, said = picture.evaluate(look), status.inner_text()
     box.locator(f".labkit-{css}").focus()
     page.keyboard.press(key)
     for _ in range(200):
         page.wait_for_timeout(50)
-        if picture.evaluate(look) != before and status.inner_text() != "…":
+        if status.inner_text() not in ("…", said) or picture.evaluate(look) != before:
+            page.wait_for_function("status => status.innerText !== '…'", arg=status.element_handle())
             return
     pytest.fail(f"{css}: nothing has changed")
 
@@ -343,4 +354,53 @@ def test_redlock_works_without_two_servers_and_not_without_three(browser: Any, l
     box.screenshot(path=SCREENSHOTS / "redlock-twice.png")
     page.screenshot(path=SCREENSHOTS / "redlock-page.png")
     page.evaluate(ASK_KERNEL, "panel.close()")
+    page.close()
+
+
+BARS = "rows => rows.map(row => Math.round(row.getBoundingClientRect().width))"
+ENDED = """() => {
+  const seen = row => getComputedStyle(row).opacity;
+  const rows = Array.from(document.querySelectorAll('.labkit-sessions tbody tr'));
+  return rows.length > 0 && rows.every(row => seen(row) < 0.5 && seen(row.querySelector('div > b')) == 1);
+}"""
+
+
+def test_sessions_are_seen_to_end_and_are_ended_by_the_keyboard(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "sessions")
+    status, bars = box.locator(".labkit-status"), box.locator(".labkit-bar")
+    assert status.inner_text() == "ada may log in"
+    assert "ada is logged in nowhere" in box.locator(".labkit-picture").inner_text()
+
+    def press(*buttons: str) -> str:
+        for css in buttons:
+            type_on(page, box, css)
+        return str(status.inner_text())
+
+    assert press("login-phone", "login-laptop", "login-tablet") == "tablet is logged in for 40 s"
+    before = bars.evaluate_all(BARS)
+    page.wait_for_timeout(1000)
+    after = bars.evaluate_all(BARS)  # nobody has asked the kernel
+    assert [now < then for now, then in zip(after, before, strict=True)] == [True] * 3
+    seconds = box.locator(".labkit-left").first.evaluate(
+        "left => getComputedStyle(left).getPropertyValue('--labkit-left')"
+    )
+    assert 5 < int(seconds) < 40
+    box.screenshot(path=SCREENSHOTS / "sessions-three.png")
+    assert press("use-phone") == "phone is let in, and stays logged in for 40 s from now"
+    tablet, laptop, phone = bars.evaluate_all(BARS)
+    assert phone > tablet > laptop
+    assert press("logout-laptop") == "laptop: 1 session ended"
+    assert press("use-laptop").startswith("laptop is not logged in")
+    box.screenshot(path=SCREENSHOTS / "sessions-refused.png")
+    assert press("everywhere") == "logged out everywhere: 2 sessions ended"
+    assert press("use-phone").startswith("phone is not logged in")
+    page.screenshot(path=SCREENSHOTS / "sessions-page.png")
+
+    page.evaluate(ASK_KERNEL, "panel.devices.store = SessionStore(server.client(), ttl=3, name='brief')")
+    assert press("login-phone") == "phone is logged in for 3 s"
+    page.wait_for_function(ENDED)
+    box.screenshot(path=SCREENSHOTS / "sessions-ended.png")
+    press("look")
+    assert "ada is logged in nowhere" in box.locator(".labkit-picture").inner_text()
+    page.evaluate(ASK_KERNEL, "server.kill()")
     page.close()

@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from nbclient import NotebookClient
 
 from labkit.rig.bench import Run, Sweep
+from labkit.rig.cachesim import Read, Simulation
 from labkit.rig.quorum import Seat, View
 from labkit.rig.race import crash, expire, explore, lose_reply, sequence
 from labkit.show import plot
@@ -50,6 +51,17 @@ REDLOCK = View(
     ttl=10.0,
     timeout=0.2,
     left=(("B", 3.0),),
+)
+
+SIMULATION = Simulation(
+    seconds=1.0,
+    rate=200,
+    reads=tuple(Read(n / 100, n % 4 != 0, n > 50 and n % 10 == 0) for n in range(100)),
+    loads=tuple(n / 25 for n in range(25)),
+    writes=(0.5,),
+    entries=10,
+    evicted=0,
+    bins=10,
 )
 
 
@@ -320,3 +332,51 @@ def test_redlock_shows_what_each_server_said_has_and_is() -> None:
         plot.redlock(unasked, plot.figure()[1]).get_title(loc="left")
         == "5 servers, of which 3 are a majority"
     )
+
+
+def panels(ax: Axes) -> list[Axes]:
+    return [child for child in ax.child_axes if isinstance(child, Axes)]
+
+
+def test_a_simulation_is_three_panels_over_one_time_with_their_means() -> None:
+    ax = plot.simulation(SIMULATION)
+    figure = ax.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    assert figure.get_suptitle() == "100 reads: 75 % hits, 25 loads/s, 4 % stale"
+    assert figure.get_figwidth() == plot.WIDTH
+    three = panels(ax)
+    assert [panel.get_title(loc="left") for panel in three] == [
+        "hit ratio (%)",
+        "database loads/s",
+        "stale reads (%)",
+    ]
+    assert [texts(panel) for panel in three] == [["75 %"], ["25/s"], ["4 %"]]
+    assert three[-1].get_xlabel() == "time (s)"
+    assert {panel.get_xlim() for panel in three} == {(0, 1)}
+    assert three[1].get_ylim() == (0, 200)  # what was asked for: the same in every picture
+    (stale,) = three[2].get_lines()
+    assert max(ys(stale)) == 10
+    figure.savefig(io.BytesIO(), format="png")
+
+
+def test_a_simulation_names_nothing_over_its_title() -> None:
+    for style in ("page", "talk"):
+        plot.use_style(style)
+        figure, ax = plot.figure(0.56)
+        assert plot.simulation(SIMULATION, ax, title="Mine") is ax
+        figure.savefig(io.BytesIO(), format="png")
+        title = ax.title if ax.title.get_text() else ax._left_title  # type: ignore[attr-defined]
+        first = panels(ax)[0]._left_title  # type: ignore[attr-defined]
+        assert title.get_text() == "Mine"
+        assert title.get_window_extent().y0 > first.get_window_extent().y1
+    assert pyplot.get_fignums() == []
+
+
+def test_a_simulation_without_reads_or_stale_ones_is_drawn_too() -> None:
+    ax = plot.simulation(replace(SIMULATION, reads=(), loads=()))
+    assert [texts(panel) for panel in panels(ax)] == [["0 %"], ["0/s"], ["0 %"]]
+    few = replace(SIMULATION, reads=SIMULATION.reads[65:])
+    (hits,) = panels(plot.simulation(few))[0].get_lines()
+    assert xs(hits)[0] == 0.65  # before that nothing is known
+    slow = replace(SIMULATION, rate=10)
+    assert panels(plot.simulation(slow))[1].get_ylim()[1] >= 25

@@ -1465,7 +1465,15 @@ def test_a_step_outside_redis_is_interleaved_and_told() -> None:
         "  A  SET lamp 100 EX 60   -> OK\n"
         "  ✗ the invariant does not hold"
     )
-    assert "SQL SELECT lamp" in found.first._repr_html_()  # type: ignore[union-attr]
+    assert found.first is not None
+    assert "SQL SELECT lamp" in found.first._repr_html_()
+    assert [step.kind for step in found.first.steps] == [
+        "command",
+        "outside",
+        "outside",
+        "command",
+        "command",
+    ]
 
 
 def test_outside_elsewhere_just_acts() -> None:

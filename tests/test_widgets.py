@@ -10,9 +10,13 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 
+from labkit.rig.cachesim import STRATEGIES
 from labkit.rig.race import crash, expire, explore
+from labkit.rig.server import Server
+from labkit.session import SessionStore
 from labkit.show import plot, widgets
-from labkit.show.widgets import Playground, RedlockPanel, Scheduler
+from labkit.show.sessions import MOST, Devices, table
+from labkit.show.widgets import Playground, RedlockPanel, Scheduler, SessionPanel
 
 PNG = b"\x89PNG"
 
@@ -263,3 +267,149 @@ def test_without_a_browser_a_panel_is_a_picture_and_leaves_no_server(
     assert set(published[0]) == {"image/png", "text/plain"}
     assert published[0]["text/plain"] == "<RedlockPanel: five servers, two clients>"
     assert panel.quorum._servers == []
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as started:
+        yield started
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_cache_is_drawn_for_each_way_of_writing(server: Server, strategy: str) -> None:
+    pyplot.close("all")
+    cache = widgets.cache(server)
+    assert list(cache.controls) == ["strategy", "skew", "ttl", "jitter", "size"]
+    figure = cache.draw(**{**cache.settings, "strategy": strategy})
+    said = figure.axes[0].get_title(loc="left")
+    assert said.startswith(f"{strategy[0].upper()}{strategy[1:]}: ")
+    assert said.endswith(" writes")
+    assert widgets.png(figure).startswith(PNG)
+    assert pyplot.get_fignums() == []
+
+
+def test_a_cache_is_drawn_at_the_ends_of_its_sliders(server: Server) -> None:
+    cache = widgets.cache(server)
+    for end in ("min", "max"):
+        for name in ("skew", "jitter"):
+            cache.controls[name].unobserve_all()
+            cache.controls[name].value = getattr(cache.controls[name], end)
+        for name, which in (("ttl", 0 if end == "min" else -1), ("size", 0)):
+            cache.controls[name].unobserve_all()
+            cache.controls[name].value = cache.controls[name].options[which]
+        cache.refresh()
+        assert cache.error is None, cache.status.value
+        assert bytes(cache.picture.value).startswith(PNG)
+
+
+def test_a_cache_without_a_server_has_one_of_its_own() -> None:
+    cache = widgets.cache()
+    cache.refresh()
+    assert cache.error is None
+    assert cache.status.value.startswith("drawn: strategy write, then delete, Zipf skew 1.0, TTL (ms) 400")
+
+
+@pytest.fixture
+def store(r: Any) -> SessionStore:
+    return SessionStore(r, ttl=60)
+
+
+@pytest.fixture
+def sessions(store: SessionStore) -> SessionPanel:
+    made = SessionPanel(store)
+    made.refresh()
+    return made
+
+
+def click(panel: SessionPanel, *names: str) -> str:
+    """Press the buttons; what the status line says then."""
+    rows = [made for row in panel.box.children[:4] for made in row.children]
+    for name in names:
+        next(made for made in rows if f"labkit-{name}" in made._dom_classes).click()
+    return str(panel.status.value)
+
+
+def test_sessions_begin_are_used_and_end(sessions: SessionPanel, store: SessionStore) -> None:
+    assert "ada is logged in nowhere" in sessions.picture.value
+    assert "ada may log in" in sessions.status.value
+    assert "phone has no token: it never logged in" in click(sessions, "use-phone")
+    assert "laptop is logged in for 60 s" in click(sessions, "login-phone", "login-laptop")
+    assert sessions.picture.value.count("<tr") == 3
+    assert "phone is let in, and stays logged in for 60 s from now" in click(sessions, "use-phone")
+    assert "phone: 1 session ended" in click(sessions, "logout-phone")
+    assert "<b>phone</b>" not in sessions.picture.value
+    assert "phone is not logged in" in click(sessions, "use-phone")
+    assert "color:#D55E00" in sessions.status.value
+    assert "1 session from before still counts" in click(sessions, "login-laptop")
+    assert "ada has 2 sessions" in click(sessions, "look")
+    assert "color:#D55E00" not in sessions.status.value
+    assert "logged out everywhere: 2 sessions ended" in click(sessions, "everywhere")
+    assert store.active("ada") == []
+    assert sessions.error is None
+
+
+def test_sessions_of_others_stay(sessions: SessionPanel, store: SessionStore) -> None:
+    token = store.create("bob", device="phone")
+    click(sessions, "login-phone", "everywhere")
+    assert store.get(token) is not None
+
+
+def test_sessions_show_errors_and_the_last_picture_stays(server: Server) -> None:
+    with Server() as other:
+        panel = SessionPanel(SessionStore(other.client(), ttl=60))
+        click(panel, "login-phone")
+        before = panel.picture.value
+        assert "<b>phone</b>" in before
+        other.kill()
+        assert "ConnectionError" in click(panel, "login-laptop")
+        assert panel.error is not None
+        assert panel.picture.value == before
+        panel.refresh()
+        other.start()
+        assert "laptop is logged in" in click(panel, "login-laptop")
+        assert panel.error is None
+
+
+def test_bars_say_how_much_is_left_of_the_whole(store: SessionStore) -> None:
+    store.create("ada", device="<b>odd</b>")
+    (session,) = store.active("ada")
+    html = table([session._replace(expires_in=15.0)], user_id="ada", ttl=60)
+    assert "labkit-shrink 60s linear -45.000s both" in html
+    assert "labkit-left-60 60s linear -45.000s both" in html
+    assert "labkit-fade 0.3s 15.000s forwards" in html
+    assert "&lt;b&gt;odd&lt;/b&gt;" in html
+    assert "<b>odd</b>" not in html
+    over = table([session._replace(expires_in=61.0), session._replace(expires_in=-1)], user_id="ada", ttl=60)
+    assert "linear 0.000s both" in over
+    assert "linear -60.000s both" in over
+    assert "… and 3 more" in table([session] * (MOST + 3), user_id="ada", ttl=60)
+
+
+def test_without_a_browser_sessions_are_a_picture_and_nothing_is_left(
+    store: SessionStore, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    SessionPanel(store, "bob")._ipython_display_()
+    assert set(published[0]) == {"image/png", "text/plain"}
+    assert published[0]["text/plain"] == "<SessionPanel: the sessions of bob>"
+    assert store.active("bob") == []
+
+
+def test_in_a_browser_sessions_are_live(
+    sessions: SessionPanel, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: True)
+    sessions._ipython_display_()
+    assert "application/vnd.jupyter.widget-view+json" in published[0]
+
+
+def test_devices_keep_their_tokens(store: SessionStore) -> None:
+    devices = Devices(store, "ada")
+    devices.log_in("tablet")
+    assert store.get(devices.tokens["tablet"]) is not None
+    devices.log_out("tablet")
+    assert store.get(devices.tokens["tablet"]) is None
+    devices.use("tablet")
+    assert devices.refused
+    devices.log_out("phone")
+    assert (devices.said, devices.refused) == ("phone: 0 sessions ended", False)

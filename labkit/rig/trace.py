@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from redis.client import NEVER_DECODE
 
 from labkit.rig import lanes
-from labkit.rig.footprint import first_word, text, words
+from labkit.rig.footprint import Outside, first_word, text, words
 from labkit.rig.stage import Stage, Taken, label
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ State = tuple[tuple[str, str], ...]
 class Step:
     """A step of a trace. `state` is Redis afterwards: pairs of a key and its value as text.
 
-    `kind` is "command", "sleep", "timeout" (a wait that timed out), "crash" or "expire"; `who` is "" for an
-    expiry; `woken` are clients whose waiting command this step ended, with the reply that each got.
+    `kind` is "command", "outside" (not in Redis), "sleep", "timeout" (a wait that timed out), "crash" or
+    "expire"; `who` is "" for an expiry; `woken` are clients whose waiting command this step ended, with the
+    reply that each got.
     """
 
     move: str
@@ -332,12 +333,14 @@ def _step(taken: Taken, dump: Sequence[Any], names: _Names) -> Step:
     kind = {"*": "expire", "!": "crash"}.get(move[0], "command")
     if taken.commands[0][0] in ("TIMEOUT", "SLEEP"):
         kind = taken.commands[0][0].lower()
+    elif kind == "command" and isinstance(taken.commands[0], Outside):
+        kind = "outside"
     return Step(
         move=move,
         who="" if kind == "expire" else move[-1],
         kind=kind,
         command=_command(taken.commands, names),
-        reply=_reply(taken, names) if kind in ("command", "timeout") else "",
+        reply=_reply(taken, names) if kind in ("command", "timeout", "outside") else "",
         lost=move[0] == "~",
         woken=tuple((who, names.show(reply)) for who, reply in taken.woken),
         state=_state(dump, names),

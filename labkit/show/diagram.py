@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 INK, PALE, SHADE, MARK = "#000000", "#6B6B6B", "#F1F1F1", "#FBEADF"
 
+_OWN = ("sleep", "outside")  # steps that do not touch Redis: nothing goes there and back
+_SHORT = ("sleep", "crash", "expire")
 MOST = 5
 """So many keys of a state are shown."""
 
@@ -75,7 +77,7 @@ class Diagram:
         return tops
 
     def _own_height(self, row: Row) -> float:
-        short = row.step.kind in ("crash", "expire", "sleep") or row.step.reply == "(waits)"
+        short = row.step.kind in _SHORT or row.step.reply == "(waits)"
         return self.line * ((1.9 if short else 2.8) + 1.2 * len(row.step.woken))
 
     def _footer(self) -> list[tuple[str, str]]:
@@ -140,7 +142,7 @@ class Diagram:
         """Where in this row a client begins to wait, goes on, or ends."""
         if letter in dict(row.step.woken):
             return self._woken(row, top, [who for who, _ in row.step.woken].index(letter))
-        ends = row.lives[letter] == "done" and row.step.kind != "sleep"
+        ends = row.lives[letter] == "done" and row.step.kind not in _OWN
         return self._reply(top) if ends or row.step.kind == "timeout" else self._request(row, top)
 
     def _title(self, ax: Axes, x: float, text: str, color: str) -> None:
@@ -162,7 +164,7 @@ class Diagram:
             )
 
     def _request(self, row: Row, top: float) -> float:
-        return top + self.line * (1.2 if row.step.kind not in ("crash", "expire", "sleep") else 0.9)
+        return top + self.line * (1.2 if row.step.kind not in _SHORT else 0.9)
 
     def _reply(self, top: float) -> float:
         return top + self.line * 2.2
@@ -202,11 +204,15 @@ class Diagram:
         step, y, x = row.step, self._request(row, top), self.lane[row.step.who]
         color = WRONG if row.wrong else lanes.colour(self.trace, step.who)
         waits, over = step.reply == "(waits)", step.kind == "timeout"
-        ax.plot([x], [y], "o", color=color, markersize=9, zorder=_ABOVE)
+        marker = "s" if step.kind == "outside" else "o"
         text_y = y if step.kind == "sleep" else y - 0.55 * self.line
+        ax.plot([x], [text_y if step.kind in _OWN else y], marker, color=color, markersize=9, zorder=_ABOVE)
         command = step.command.removesuffix(" times out") if over else step.command
         self._say(ax, self.left, text_y, _cut(command, self.fits - 9 * waits), weight="bold")
-        if step.kind == "sleep":
+        if step.kind in _OWN:
+            self._say(
+                ax, self.left, text_y + self.line, _cut(f"→ {step.reply}" * bool(step.reply), self.fits)
+            )
             return
         if not over:
             self._arrow(ax, x, self.redis, y, color)

@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from labkit.rig.bench import Run, Sweep, human_time
+from labkit.rig.cachesim import Simulation, human_share
 from labkit.rig.model import Line
 from labkit.rig.trace import Trace
 from labkit.rig.traffic import Replay
@@ -454,6 +455,56 @@ def measured_and_model(
     ax.tick_params(axis="y", length=0)
     legend(ax)
     return ax
+
+
+# --- chapter 03 ---------------------------------------------------------------------------------------------
+
+
+def simulation(result: Simulation, ax: Axes | None = None, *, title: str = "") -> Axes:
+    """A cache under traffic, over time: hit ratio, database load, stale reads; beside each its mean.
+
+    The scale of the load goes up to the rate of reads: what the database would have to bear without a cache.
+    """
+    ax = new_axes(ax, title=title or str(result), height=0.6)
+    frame = result.df
+    rate = max(result.rate, frame.loads_per_second.max())
+    most = max(25.0, 110 * frame.stale_ratio.max()) if result.stale else 25.0
+    rows: Sequence[tuple[str, Any, str, float, str]] = (
+        ("hit ratio (%)", 100 * frame.hit_ratio, BLUE, 100, f"{100 * result.hit_ratio:.0f} %"),
+        ("database loads/s", frame.loads_per_second, ORANGE, rate, f"{result.loads_per_second:,.0f}/s"),
+        ("stale reads (%)", 100 * frame.stale_ratio, VERMILLION, most, human_share(result.stale_ratio)),
+    )
+    panels = _panels(ax, len(rows))
+    for (label, values, color, top, mean), panel in zip(rows, panels, strict=True):
+        known = values.notna()  # no reads, no ratio
+        panel.fill_between(frame.time[known], values[known], color=color, alpha=0.3, linewidth=0)
+        panel.plot(frame.time[known], values[known], color=color)
+        panel.set(ylim=(0, top), xlim=(0, result.seconds))
+        _name(panel, label)
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=2, steps=[1, 2, 2.5, 5, 10]))
+        number_axis(panel.yaxis)
+        size = 1.6 * mpl.rcParams["font.size"]
+        panel.text(1.015, 0.5, mean, va="center", weight="bold", fontsize=size, transform=panel.transAxes)
+    panels[-1].set_xlabel("time (s)")
+    return ax
+
+
+def _name(panel: Axes, text: str) -> None:
+    """What it shows, above it: there it is in nobody's way, however large the letters."""
+    size = mpl.rcParams["font.size"]
+    panel.set_title(text, fontsize=size, fontweight="normal", pad=size / 2.5)
+
+
+def _panels(ax: Axes, rows: int) -> list[Axes]:
+    """The axes divided into so many panels, one below the other; only the last has numbers below it."""
+    ax.set_axis_off()
+    if ax.get_title(loc="left"):  # of its own; there is a name between it and the first panel
+        ax.set_title(ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
+    height = (1 - 0.14 * (rows - 1)) / rows
+    made = [ax.inset_axes((0, 1 - height - row * (height + 0.14), 1, height)) for row in range(rows)]
+    for panel in made[:-1]:
+        panel.tick_params(labelbottom=False)
+    return made
 
 
 # --- chapter 05 ---------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@
     Figure
     Scheduler([buy, buy], setup=…, invariant=…)      # whose turn is it? One button for each client
     RedlockPanel()                                   # five servers to kill, freeze and revive
+    SessionPanel(store)                              # who is logged in where, and until when
 
 They hold no logic. A playground's `draw` gets the controls' values as keyword arguments and returns a Figure
-that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum. Where nobody
-watches, each shows a still picture.
+that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum, and a
+SessionPanel Devices. Where nobody watches, each shows a still picture.
 """
 
 from __future__ import annotations
@@ -24,20 +25,34 @@ from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
 import labkit
+from labkit.cache import CacheAside, WriteThrough
 from labkit.lock import Redlock
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
+from labkit.rig.cachesim import STRATEGIES, Store, simulate
 from labkit.rig.lanes import COLOURS, WRONG
 from labkit.rig.model import Trials
 from labkit.rig.quorum import CLIENTS, Quorum, View
 from labkit.rig.race import Exploration, Program
 from labkit.rig.traffic import SHAPES, Clock, replay
 from labkit.rig.walk import Walk
+from labkit.session import SessionStore
 from labkit.show import plot
+from labkit.show.sessions import DEVICES, Devices, table
 
 if TYPE_CHECKING:
     from labkit.rig.proxy import Proxy
+    from labkit.rig.server import Server
 
-__all__ = ["Playground", "RedlockPanel", "Scheduler", "limiter", "pipelining", "png"]
+__all__ = [
+    "Playground",
+    "RedlockPanel",
+    "Scheduler",
+    "SessionPanel",
+    "cache",
+    "limiter",
+    "pipelining",
+    "png",
+]
 
 
 class _Shown:
@@ -187,6 +202,47 @@ def limiter(r: Any, prefix: str = "workbook:05:playground") -> Playground:
         "window": ipw.FloatSlider(1.0, min=0.5, max=3, step=0.5, description="window (s)"),
     }
     return Playground(controls, draw, name="limiter", title="which requests does a limiter admit?")
+
+
+def cache(server: Server | None = None) -> Playground:
+    """Choose traffic, TTL, size and a way of writing: hit ratio, database load and stale reads over time.
+
+    Each picture is a second of real traffic on a server of its own, or on `server`, which is emptied: 2,000
+    reads and 100 writes, of 200 products that were all loaded at one moment just before. A load takes 10 ms.
+    Writing through knows no jitter.
+    """
+    keys = 200
+
+    def draw(strategy: str, skew: float, ttl: int, jitter: float, size: int) -> Figure:
+        def make(r: Any, store: Any) -> CacheAside | WriteThrough:
+            life: dict[str, Any] = {"ttl": ttl / 1000, "timeout": None}
+            if strategy.startswith("write through"):
+                return WriteThrough(r, store, "sim", **life)
+            return CacheAside(r, store.load, "sim", jitter=jitter, load_many=store.load_many, **life)
+
+        traffic: dict[str, Any] = {"keys": keys, "skew": skew, "updates": 100, "warm": True}
+        room, store = size if size < keys else None, Store(delay=0.01)
+        found = simulate(make, strategy=strategy, size=room, store=store, server=server, **traffic)
+        figure, ax = plot.figure(0.56)
+        count = f"{len(found.reads):,} reads, {len(found.writes):,} writes"
+        plot.simulation(found, ax, title=f"{strategy[:1].upper()}{strategy[1:]}: {count}")
+        return figure
+
+    controls = {
+        "strategy": ipw.Dropdown(
+            options=list(STRATEGIES),
+            value="write, then delete",
+            description="strategy",
+            layout={"width": "350px"},
+        ),
+        "skew": ipw.FloatSlider(1.0, min=0, max=1.6, step=0.2, description="Zipf skew", readout_format=".1f"),
+        "ttl": ipw.SelectionSlider(
+            options=[25, 50, 100, 200, 300, 400, 600, 800, 1000], value=400, description="TTL (ms)"
+        ),
+        "jitter": ipw.FloatSlider(0.0, min=0, max=0.9, step=0.1, description="jitter", readout_format=".1f"),
+        "size": ipw.SelectionSlider(options=[25, 50, 75, 100, 150, 200], value=200, description="room for"),
+    }
+    return Playground(controls, draw, name="cache", title="what does a cache take off the database?")
 
 
 class _Pressed(_Shown):
@@ -351,6 +407,66 @@ class RedlockPanel(_Pressed):
         with self.quorum as quorum:
             quorum.acquire("A")
             return {"image/png": self._drawn(quorum.view)}
+
+
+class SessionPanel(_Pressed):
+    """The sessions of one user in `store`: log in on three devices, use one, log out one, or all everywhere.
+
+    The table's bars show how much time each session has left. They shrink in the browser, without the kernel:
+    a session that ends by itself fades, and is gone when something is pressed. `use` sends a request with
+    the device's token, which makes its session last; `log out` works on the user's list, so that the device
+    still has its token, and may try. Errors are shown in the status line, and kept in `.error`.
+
+    In the browser the parts are found by their classes: `labkit-sessions`, `-picture`, `-status`,
+    `-login-phone`, `-use-phone`, `-logout-phone`, likewise for laptop and tablet, `-everywhere`, `-look`.
+    """
+
+    def __init__(self, store: SessionStore, user_id: str = "ada") -> None:
+        super().__init__()
+        self.devices = devices = Devices(store, user_id)
+        self.title = f"the sessions of {user_id}"
+        self.picture = ipw.HTML()
+        acts = (("login", "log in on", devices.log_in), ("use", "use", devices.use))
+        rows = [
+            _row(
+                *(self._add(f"{css}-{device}", partial(do, device), f"{verb} {device}") for device in DEVICES)
+            )
+            for css, verb, do in (*acts, ("logout", "log out", devices.log_out))
+        ]
+        everywhere = self._add("everywhere", devices.log_out_everywhere, "log out everywhere")
+        look = self._add("look", devices.look, "look again")
+        self._put_together("sessions", *rows, _row(everywhere, look))
+
+    def _add(self, css: str, act: Callable[[], object], text: str) -> Any:
+        made = _button(text, css, lambda: self.press(act))
+        made.layout.width = "12em"
+        return made
+
+    def refresh(self) -> None:
+        devices = self.devices
+        try:
+            shown = table(devices.sessions, user_id=devices.user_id, ttl=devices.store.ttl)
+        except (Exception, KeyboardInterrupt) as error:
+            self.error = self.error or error  # what was pressed has failed before
+        else:
+            self.picture.value = shown
+        self._say(devices.said, devices.refused)
+
+    def _static(self) -> dict[str, Any]:
+        """Two devices that log in and are logged out again: nothing is left behind."""
+        devices = Devices(self.devices.store, self.devices.user_id)
+        try:
+            for device in DEVICES[:2]:
+                devices.log_in(device)
+            names = [f"{session.data.get('device', '–')} {session.id[:4]}…" for session in devices.sessions]
+            left = [session.expires_in for session in devices.sessions]
+            figure, ax = plot.figure(0.12 + 0.07 * len(left))
+            title = f"{devices.user_id[:1].upper()}{devices.user_id[1:]} is logged in on {len(left)} devices"
+            plot.bars(dict(zip(names, left, strict=False)), ax, title=title, unit="time left (s)")
+            return {"image/png": png(figure)}
+        finally:
+            for token in devices.tokens.values():
+                devices.store.destroy(token)
 
 
 _WIDTH = {"width": f"{plot.WIDTH * 100:.0f}px", "max_width": "100%"}

@@ -78,14 +78,8 @@ class Story:
             raise Failure(property, message, "\n".join(self.lines), look_at)
 
 
-def explored(
-    lab: Lab, actors: Any, property: str, look_at: str, cast: str, setup: Any = None, **rules: Any
-) -> None:
-    """Raises Failure with the shortest counterexample, if an interleaving breaks the invariant.
-
-    `cast` says what A and B do. Where there are too many interleavings, those with up to three switches
-    between the clients are tried, which is where the races of so few commands are.
-    """
+def bounded(cast: str, setup: Any) -> dict[str, Any]:
+    """Rules for `explore`: that setup, and an end to what does not end by itself."""
     steps = itertools.count()
 
     def begin(r: Any) -> None:
@@ -99,19 +93,37 @@ def explored(
             what = f"with other clients in between, your code had not ended after {MOST_STEPS} commands"
             raise Failure("endless", what, cast, "what ends its loops")
 
-    rules |= {"setup": begin, "always": comes_to_an_end, "limit": 1000, "seconds": 1.5, "server": lab.server}
+    return {"setup": begin, "always": comes_to_an_end}
+
+
+@contextmanager
+def only_tokens_by_chance() -> Iterator[None]:
+    """Raises Failure where an exploration finds that its clients did something else the second time."""
     try:
-        result = explore(actors, **rules)
-        if result.verdict == "unknown" and "max_switches" not in rules:
-            result = explore(actors, max_switches=3, **rules)
+        yield
     except NondeterministicActor as error:
         what = "the same order of steps, run again, met other commands or other keys"
         raise Failure("deterministic", what, str(error), "what depends on chance: only tokens may") from None
+
+
+def explored(
+    lab: Lab, actors: Any, property: str, look_at: str, cast: str, setup: Any = None, **rules: Any
+) -> None:
+    """Raises Failure with the shortest counterexample, if an interleaving breaks the invariant.
+
+    `cast` says what A and B do. Where there are too many interleavings, those with up to three switches
+    between the clients are tried, which is where the races of so few commands are.
+    """
+    rules |= {**bounded(cast, setup), "limit": 1000, "seconds": 1.5, "server": lab.server}
+    with only_tokens_by_chance():
+        result = explore(actors, **rules)
+        if result.verdict == "unknown" and "max_switches" not in rules:
+            result = explore(actors, max_switches=3, **rules)
     if result.violations:
-        raise _failure(result, property, look_at, cast)
+        raise failure(result, property, look_at, cast)
 
 
-def _failure(result: Exploration, property: str, look_at: str, cast: str) -> Failure:
+def failure(result: Exploration, property: str, look_at: str, cast: str) -> Failure:
     trace = result.first
     assert trace is not None
     goes = "goes" if result.violations == 1 else "go"
@@ -203,7 +215,7 @@ ENOUGH = 40
 """Bits of chance that a token must show: secrets.token_hex(8) has 64, random.random() 53, id() some 20."""
 
 
-def _chance(tokens: list[str]) -> float:
+def chance(tokens: list[str]) -> float:
     """About how many bits differ by chance in these tokens, from how often two agree, place by place."""
     pairs, bits = len(tokens) * (len(tokens) - 1) / 2, 0.0
     for place in itertools.zip_longest(*tokens, fillvalue=""):
@@ -225,7 +237,7 @@ def check_chance(tokens: list[str], look: str) -> None:
     if twice:
         what = f"of {len(tokens)} acquisitions several had the same token"
         raise Failure("token", what, twice[0], look)
-    if not all(map(_is_uuid, tokens)) and _chance(tokens) < ENOUGH:
+    if not all(map(_is_uuid, tokens)) and chance(tokens) < ENOUGH:
         what = "tokens are too much alike: another process, or another machine, may come to the same one"
         raise Failure("token", what, "\n".join([*tokens[:4], "…"]), look)
 

@@ -1,0 +1,845 @@
+"""Chapter 03, exercise update: once an update has returned, nobody reads what was there before."""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from labkit.rig.race import outside
+from labkit.teach.exercises import Exercise
+from labkit.teach.exercises.cache.grading import (
+    TTL,
+    Broken,
+    Waiting,
+    documents,
+    explored,
+    is_pickle,
+    mortal,
+    patient,
+    same,
+    short_expire,
+    texts,
+)
+from labkit.teach.exercises.lock.grading import Story, wrong
+from labkit.teach.lab import Lab
+
+STUB = '''
+class MyCache:
+    """A cache of the rows of `store`, for `ttl` seconds. Its keys begin with `name`.
+
+    store.load(id) gives a row, a dict of int and str, or None if there is none. store.save(id, **changes)
+    changes it, commits, and gives the new row, or None if there is none; its "version" is greater by 1 then.
+    """
+
+    def __init__(self, r, store, name, ttl):
+        raise NotImplementedError
+
+    def get(self, id):
+        """The row, from Redis if it is there; None if there is no such row."""
+        raise NotImplementedError
+
+    def update(self, id, **changes):
+        """Save the changes; the new row, or None if there is no such row."""
+        raise NotImplementedError
+'''
+
+REFERENCE = '''
+import json
+import secrets
+
+class MyCache:
+    """A cache of the rows of `store`, for `ttl` seconds. Its keys begin with `name`."""
+
+    FILL = """-- fill: not if an update came in between
+    if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
+    redis.call('DEL', KEYS[2])
+    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+    return 1
+    """
+
+    def __init__(self, r, store, name, ttl):
+        self.r, self.store, self.name, self.ms = r, store, name, max(1, round(ttl * 1000))
+
+    def keys(self, id):
+        return f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"
+
+    def get(self, id):
+        """The row, from Redis if it is there; None if there is no such row."""
+        key, lease = self.keys(id)
+        text = self.r.get(key)
+        if text is not None:
+            return json.loads(text)
+        token = secrets.token_hex(16)
+        self.r.set(lease, token, px=self.ms)
+        row = self.store.load(id)
+        if row is not None:
+            self.r.eval(self.FILL, 2, key, lease, token, json.dumps(row), self.ms)
+        return row
+
+    def update(self, id, **changes):
+        """Save the changes; the new row, or None if there is no such row."""
+        row = self.store.save(id, **changes)
+        self.r.delete(*self.keys(id))
+        return row
+'''
+
+VERSIONS = '''
+import json
+
+class MyCache:
+    PUT = """
+    local there = string.match(redis.call('GET', KEYS[1]) or '', '^%d+')
+    if there and tonumber(there) >= tonumber(ARGV[2]) then return 0 end
+    return redis.call('SET', KEYS[1], ARGV[2] .. ' ' .. ARGV[1], 'PX', ARGV[3])
+    """
+
+    def __init__(self, r, store, name, ttl):
+        self.r, self.store, self.name, self.ms = r, store, name, max(1, round(ttl * 1000))
+
+    def put(self, id, row):
+        if row is not None:
+            key, text = f"{self.name}:{id}", json.dumps(row)
+            self.r.eval(self.PUT, 1, key, text, row['version'], self.ms)
+        return row
+
+    def get(self, id):
+        text = self.r.get(f"{self.name}:{id}")
+        if text is not None:
+            return json.loads(text.partition(' ')[2])
+        return self.put(id, self.store.load(id))
+
+    def update(self, id, **changes):
+        return self.put(id, self.store.save(id, **changes))
+'''
+"""Another right way; the wrong ones are made from it."""
+
+_GET = REFERENCE[
+    REFERENCE.index("        token = secrets") : REFERENCE.index("        return row\n\n    def update")
+]
+_PLAIN = """        row = self.store.load(id)
+        if row is not None:
+            self.r.set(key, json.dumps(row), px=self.ms)
+"""
+_LEASE = """        token = secrets.token_hex(16)
+        self.r.set(lease, token, px=self.ms)
+"""
+_LOAD = "        row = self.store.load(id)\n"
+_FILL = "self.r.eval(self.FILL, 2, key, lease, token, json.dumps(row), self.ms)"
+_SAVE = "row = self.store.save(id, **changes)\n"
+_DROP = "self.r.delete(*self.keys(id))"
+_WRITE = "self.r.set(self.keys(id)[0], json.dumps(row), px=self.ms)"
+_NOT_NONE = "if row is not None:\n            "
+_WATCH = """        with self.r.pipeline() as pipe:
+            pipe.watch(key)
+            row = self.store.load(id)
+            if row is not None:
+                pipe.multi()
+                try:
+                    pipe.set(key, json.dumps(row), px=self.ms).execute()
+                except redis.WatchError:
+                    pass
+"""
+_LOCK = """        lock = self.r.lock(f"{key}:lock", timeout=10)
+        with lock:
+            row = self.store.load(id)
+            if row is not None:
+                self.r.set(key, json.dumps(row), px=self.ms)
+"""
+
+WRONG = (
+    wrong(
+        REFERENCE,
+        "stale",
+        "nothing is invalidated: the old row stays for a whole TTL",
+        (f"        {_DROP}\n", ""),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "delete after the write: a reader that has loaded the old row before stores it after",
+        (_GET, _PLAIN),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "delete before the write: a reader loads the old row in between",
+        (_SAVE + f"        {_DROP}", f"{_DROP}\n        {_SAVE}".rstrip()),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "delete before and after the write",
+        (_GET, _PLAIN),
+        (_SAVE, f"{_DROP}\n        {_SAVE}"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "delete, sleep, delete again: the window is narrower, not closed",
+        ("import json", "import json\nimport time"),
+        (_GET, _PLAIN),
+        (_DROP, f"{_DROP}\n        time.sleep(0.5)\n        {_DROP}"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "write, then set: a reader with the old row, or an older update, comes later",
+        (_GET, _PLAIN),
+        (_DROP, f"{_NOT_NONE}{_WRITE}"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "write, then set; readers set only what is not there: of two updates the older may come later",
+        (_GET, _PLAIN.replace("px=self.ms", "px=self.ms, nx=True")),
+        (_DROP, f"{_NOT_NONE}{_WRITE}"),
+    ),
+    wrong(
+        REFERENCE,
+        "commit",
+        "set before the commit: a save that fails leaves what never was in the database",
+        (
+            _SAVE + f"        {_DROP}",
+            "row = self.store.load(id)\n        if row is None:\n"
+            "            return None\n"
+            "        row = {**row, **changes, 'version': row['version'] + 1}\n"
+            f"        {_WRITE}\n        {_SAVE}".rstrip(),
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "the value is deleted, the lease is not",
+        (_DROP, "self.r.delete(self.keys(id)[0])"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "first the value is deleted, then the lease: in between the old row is stored",
+        (_DROP, "for key in self.keys(id):\n            self.r.delete(key)"),
+    ),
+    wrong(REFERENCE, "race", "the lease is taken after the load", (_LEASE + _LOAD, _LOAD + _LEASE)),
+    wrong(
+        REFERENCE,
+        "race",
+        "a lease without a token: any reader's lease allows any reader's row",
+        ("secrets.token_hex(16)", "'leased'"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "the lease is looked at, and then the row is set: two steps",
+        (
+            _FILL,
+            "if self.r.get(lease) == token:\n                self.r.set(key, json.dumps(row), px=self.ms)",
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "WATCH, but deleting what is not there is no change",
+        ("import secrets", "import redis"),
+        (_GET, _WATCH),
+    ),
+    wrong(
+        REFERENCE,
+        "raises",
+        "a lock that ends before `ttl` does, and its holder goes on",
+        (_GET, _LOCK),
+        (
+            _SAVE + f"        {_DROP}",
+            f"""with self.r.lock(f"{{self.keys(id)[0]}}:lock", timeout=10):
+            {_SAVE}            {_DROP}""",
+        ),
+        ("import secrets", "import redis"),
+    ),
+    wrong(
+        REFERENCE,
+        "race",
+        "the row is loaded once more after it was stored, and deleted if it has changed",
+        (_GET, _PLAIN + "            if self.store.load(id) != row:\n                self.r.delete(key)\n"),
+    ),
+    wrong(
+        REFERENCE,
+        "store",
+        "read, then the whole row is written: of two updates one gets lost",
+        (
+            _SAVE,
+            "row = self.store.load(id)\n        if row is None:\n            return None\n"
+            "        row = {k: v for k, v in row.items() if k not in ('id', 'version')}\n"
+            "        row = self.store.save(id, **{**row, **changes})\n",
+        ),
+    ),
+    wrong(
+        VERSIONS,
+        "stale",
+        "versions as text: '10' counts as less than '9'",
+        ("tonumber(there) >= tonumber(ARGV[2])", "there >= ARGV[2]"),
+    ),
+    wrong(
+        VERSIONS,
+        "race",
+        "the version is looked at, and then the row is set: two steps",
+        (
+            "self.r.eval(self.PUT, 1, key, text, row['version'], self.ms)",
+            "there = self.r.get(key)\n            if not there or json.loads(there.partition(' "
+            "')[2])['version'] < row['version']:\n"
+            "                self.r.set(key, f\"{row['version']} {text}\", px=self.ms)",
+        ),
+    ),
+    wrong(
+        VERSIONS,
+        "value",
+        "numbers that are text come back as numbers",
+        (
+            "json.loads(text.partition(' ')[2])",
+            "{k: int(v) if str(v).isdigit() else v for k, v in json.loads(text.partition(' ')[2]).items()}",
+        ),
+    ),
+    wrong(REFERENCE, "ttl", "a row without a TTL", (", 'PX', ARGV[3]", "")),
+    wrong(REFERENCE, "crash", "a lease without a TTL", ("token, px=self.ms", "token")),
+    wrong(REFERENCE, "ttl", "whole seconds", ("max(1, round(ttl * 1000))", "max(1, int(ttl)) * 1000")),
+    wrong(
+        REFERENCE,
+        "crash",
+        "SET, then PEXPIRE",
+        ("token, px=self.ms)", "token)\n        self.r.pexpire(lease, self.ms)"),
+    ),
+    wrong(
+        REFERENCE,
+        "longer",
+        "each hit begins the time anew: if an updater crashes, the old row may stay for ever",
+        ("text = self.r.get(key)", "text = self.r.getex(key, px=self.ms)"),
+    ),
+    wrong(
+        REFERENCE,
+        "scan",
+        "KEYS: it stops the server for as long as it looks at every key",
+        (
+            _DROP,
+            'found = self.r.keys(f"{self.name}:*")\n        if found:\n            self.r.delete(*found)',
+        ),
+    ),
+    wrong(REFERENCE, "scan", "all is forgotten, of everybody", (_DROP, "self.r.flushdb()")),
+    wrong(
+        REFERENCE,
+        "others",
+        "one lease and one hash for all rows: an update forgets all of them",
+        (
+            'f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"',
+            'f"{self.name}:{{all}}", f"{self.name}:lease:{{all}}"',
+        ),
+        (
+            "redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])",
+            "redis.call('HSET', KEYS[1], ARGV[4], ARGV[2])\n    redis.call('PEXPIRE', KEYS[1], ARGV[3])",
+        ),
+        ("json.dumps(row), self.ms", "json.dumps(row), self.ms, id"),
+        ("self.r.get(key)", "self.r.hget(key, id)"),
+    ),
+    wrong(
+        REFERENCE,
+        "names",
+        "the name is left out: two caches mix their rows",
+        ('f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"', 'f"row:{{{id}}}", f"row:{{{id}}}:lease"'),
+    ),
+    wrong(
+        REFERENCE,
+        "names",
+        "name and id run together: shop 1's row 1 is shop's row 11",
+        (
+            'f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"',
+            'f"{self.name}{id}", f"{self.name}{id}:lease"',
+        ),
+    ),
+    wrong(REFERENCE, "hit", "nothing is kept", (_FILL, "pass")),
+    wrong(
+        REFERENCE,
+        "shared",
+        "a dict in the process",
+        (
+            "        text = self.r.get(key)\n",
+            "        if id in self.mine:\n            return self.mine[id]\n        text = self.r.get(key)\n",
+        ),
+        (_FILL, f"{_FILL}\n            self.mine[id] = row"),
+        ("        self.r, self.store", "        self.mine = {}\n        self.r, self.store"),
+        (_DROP, f"self.mine.pop(id, None)\n        {_DROP}"),
+    ),
+    wrong(
+        REFERENCE,
+        "again",
+        "after an update the row is not kept for a while",
+        (
+            "        token = secrets",
+            "        if self.r.exists(f'{key}:new'):\n"
+            "            return self.store.load(id)\n        token = secrets",
+        ),
+        (_DROP, f"self.r.set(f'{{self.keys(id)[0]}}:new', 1, px=self.ms)\n        {_DROP}"),
+    ),
+    wrong(
+        REFERENCE,
+        "trips",
+        "two round trips for a hit",
+        ("text = self.r.get(key)", "text = self.r.get(key) if self.r.exists(key) else None"),
+    ),
+    wrong(REFERENCE, "answer", "update() gives nothing", (f"{_DROP}\n        return row", _DROP)),
+    wrong(
+        REFERENCE,
+        "readable",
+        "a pickle, in base64",
+        ("import secrets", "import base64, pickle, secrets"),
+        ("json.dumps(row)", "base64.b64encode(pickle.dumps(row)).decode()"),
+        ("json.loads(text)", "pickle.loads(base64.b64decode(text))"),
+    ),
+    wrong(
+        REFERENCE,
+        "error",
+        "a save that fails is passed over in silence",
+        (
+            _SAVE,
+            "try:\n            row = self.store.save(id, **changes)\n"
+            "        except Exception:\n            row = None\n",
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "missing",
+        "no row is an error",
+        (f"        {_DROP}\n", f"        {_DROP}\n        row['id']\n"),
+    ),
+)
+
+
+ROW: dict[str, Any] = {
+    "id": 7,
+    "name": "lamp-83c1",
+    "price": 0,
+    "code": "0012",
+    "note": "",
+    "stock": 5,
+    "version": 9,
+}
+"""Version 10 comes next: a comparison of texts takes it for less than 9."""
+
+
+class Store:
+    """A table in plain Python: each statement is a step of an exploration, and commits by itself."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids or (7,)
+        self.failing: Exception | None = None
+        self.before_commit: Callable[[], Any] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.rows = {id: {**ROW, "id": id} for id in self.ids}
+        self.loads, self.saves = list[int](), list[dict[str, Any]]()
+
+    def load(self, id: int) -> dict[str, Any] | None:
+        def select() -> dict[str, Any] | None:
+            self.loads.append(id)
+            return copy.deepcopy(self.rows.get(id))
+
+        return outside(("SQL", "SELECT", "row", str(id)), select, reads=[f"row {id}"], show=_shown)
+
+    def save(self, id: int, **changes: Any) -> dict[str, Any] | None:
+        if unknown := set(changes) - (set(ROW) - {"id", "version"}):
+            raise ValueError(f"save() cannot change {', '.join(sorted(unknown))}")
+
+        def update() -> dict[str, Any] | None:
+            if self.before_commit is not None:
+                self.before_commit()
+            if self.failing is not None:
+                raise self.failing
+            self.saves.append(changes)
+            if id not in self.rows:
+                return None
+            self.rows[id] |= {**changes, "version": self.rows[id]["version"] + 1}
+            return copy.deepcopy(self.rows[id])
+
+        said = [f"{name}={value}" for name, value in changes.items()]
+        words = ("SQL", "UPDATE", "row", str(id), "SET", *said)
+        return outside(words, update, writes=[f"row {id}"], show=_shown)
+
+
+def _shown(row: dict[str, Any] | None) -> dict[str, Any] | None:
+    return row and {name: row[name] for name in ("price", "stock", "version")}
+
+
+def _grade(kind: Any, lab: Lab) -> None:
+    _check_hits(kind, lab)
+    _check_update(kind, lab)
+    _check_names(kind, lab)
+    _check_missing(kind, lab)
+    for ttl in (TTL, 1.234, 0.75):
+        _check_time(kind, lab, ttl)
+    _check_longer(kind, lab)
+    _check_commit(kind, lab)
+    _check_crash(kind, lab)
+    _check_reader(kind, lab)
+    _check_writers(kind, lab)
+
+
+def _check_hits(kind: Any, lab: Lab) -> None:
+    lab.r.flushdb()
+    store, name, story = Store(), lab.key("rows"), Story()
+    one, other = kind(lab.r, store, name, TTL), kind(lab.client(), store, name, TTL)
+    row = store.rows[7]
+    got = story.call("get(7)", one.get, 7)
+    once = len(store.loads)
+    story.hold(same(got, row), "value", "get() gives the row as the store has it", "what a miss returns")
+    with lab.tap() as tape:
+        got = story.call("get(7)", one.get, 7)
+    story.hold(
+        same(got, row), "value", "a hit gives another row than the store has", "how it is written and read"
+    )
+    what = "the row is loaded again, and it was loaded before"
+    story.hold(len(store.loads) == once, "hit", what, "what is stored, and under which key")
+    story.tell(f"round trips: {tape.round_trips}")
+    what = "Redis is not asked: what this process remembers may be old by now"
+    story.hold(tape.round_trips, "shared", what, "what is remembered in the process")
+    story.hold(tape.round_trips == 1, "trips", "a hit is one round trip", "what is asked before the value")
+    got = story.call("another process: get(7)", other.get, 7)
+    what = "what one process has loaded is not there for another"
+    story.hold(
+        len(store.loads) == once and same(got, row), "shared", what, "what is remembered in the process"
+    )
+    _check_readable(lab, story)
+
+
+def _check_readable(lab: Lab, story: Story) -> None:
+    raw = lab.client(decode_responses=False)
+    found = {key: texts(raw, key) for key in sorted(raw.scan_iter())}
+    all_texts = [text for values in found.values() for text in values]
+    for key, values in found.items():
+        story.tell(f"{key.decode()}: {' '.join(values)[:80]}")
+    what = "a pickle runs whatever code somebody writes into it: never read one from Redis"
+    story.hold(not any(map(is_pickle, all_texts)), "readable", what, "json.dumps and json.loads, or a hash")
+    hashes = [key for key in found if raw.type(key) == b"hash" and ROW["name"] in " ".join(found[key])]
+    plain = any(_mentions(document) for text in all_texts for document in documents(text))
+    story.hold(hashes or plain, "readable", "no key has the row as JSON or as a hash", "json.dumps, or HSET")
+
+
+def _mentions(document: Any) -> bool:
+    return isinstance(document, dict | list) and ROW["name"] in str(document)
+
+
+def _check_update(kind: Any, lab: Lab) -> None:
+    lab.r.flushdb()
+    store, name, story = Store(7, 8), lab.key("rows"), Story()
+    one, other = kind(lab.r, store, name, TTL), kind(lab.client(), store, name, TTL)
+    for price in (0, 1500, 20, 0):
+        for id in (7, 8):
+            story.call(f"get({id})", one.get, id)
+        before = after = len(store.loads)
+        with lab.tap() as tape:
+            new = story.call(f"update(7, price={price})", partial(one.update, 7, price=price))
+        _check_scan(story, tape)
+        what = "update() saves the changes once, and nothing else"
+        story.hold(
+            store.saves[-1] == {"price": price} and len(store.saves) == store.rows[7]["version"] - 9,
+            "store",
+            what,
+            "what you give to store.save()",
+        )
+        what = "update() gives the new row"
+        story.hold(same(new, store.rows[7]), "answer", what, "what update() returns")
+        for who, cache in (("", one), ("another process: ", other)):
+            got = story.call(f"{who}get(7)", cache.get, 7)
+            what = "update() has returned, and an older row is read"
+            story.hold(same(got, store.rows[7]), "stale", what, "what update() does to what is in Redis")
+            after = after if who else len(store.loads)
+            what = "after an update the row is kept again as before: here it is loaded once more"
+            story.hold(len(store.loads) == after, "again", what, "what update() leaves in Redis")
+        story.call("get(8)", one.get, 8)
+        what = "an update of one row has thrown away another"
+        story.hold(8 not in store.loads[before:], "others", what, "what update() deletes")
+
+
+LOOKS_AT_ALL = re.compile(r"(?<![\w\[])(KEYS|H?SCAN|FLUSHDB|FLUSHALL|RANDOMKEY)(?![\w\[])(?!\s*\[)")
+
+
+def _check_scan(story: Story, tape: Any) -> None:
+    for exchange in tape.commands:
+        name = exchange.command[0].upper()
+        script = exchange.command[1] if name == "EVAL" else ""
+        inside = re.findall(r"call\s*\(\s*['\"](\w+)", script)
+        for command in (name, *(word.upper() for word in inside)):
+            what = f"{command} goes through every key of the server, or empties it"
+            held = command not in ("KEYS", "SCAN", "FLUSHDB", "FLUSHALL")
+            story.hold(held, "scan", what, "the keys of one row: you know their names")
+
+
+def _check_names(kind: Any, lab: Lab) -> None:
+    """Several caches in one Redis, whose names and ids are alike."""
+    lab.r.flushdb()
+    base, story = lab.key("shop"), Story()
+    caches: dict[str, tuple[Any, Store]] = {}
+    loads: dict[str, int] = {}
+    for name in (base, f"{base}1", f"{base}2"):
+        store = Store(1, 11, 2, 12, 112)
+        for row in store.rows.values():
+            row["name"] = f"row {row['id']} of {name}"
+        caches[name] = kind(lab.r, store, name, TTL), store
+    for number in range(2):
+        for name, (cache, store) in caches.items():
+            for id, row in store.rows.items():
+                got = story.call(f"the cache {name}: get({id})", cache.get, id)
+                del story.lines[:-2]
+                what = "this is another cache's row, or another id's"
+                story.hold(same(got, row), "names", what, "the names of your keys")
+            loads.setdefault(name, len(store.loads))
+            what = "a row has got lost: another one took its place"
+            story.hold(len(store.loads) == loads[name], "names", what, "the names of your keys")
+        if not number:
+            cache, _ = caches[f"{base}1"]
+            story.call(f"the cache {base}1: update(1, price=5)", partial(cache.update, 1, price=5))
+            story.call(f"the cache {base}1: get(1)", cache.get, 1)
+            loads[f"{base}1"] = len(caches[f"{base}1"][1].loads)
+    for key in lab.r.scan_iter():
+        what = "the keys of a cache begin with its name"
+        story.tell(f"key: {key}")
+        story.hold(key.lstrip("{").startswith(base), "names", what, "the names of your keys")
+
+
+def _check_missing(kind: Any, lab: Lab) -> None:
+    lab.r.flushdb()
+    store, story = Store(), Story("there is no row 99")
+    cache, look = kind(lab.r, store, lab.key("rows"), TTL), "what you do with a row that is None"
+    for said, fn in (
+        ("get(99)", lambda: cache.get(99)),
+        ("update(99, price=1)", lambda: cache.update(99, price=1)),
+    ) * 2:
+        try:
+            got = story.call(said, fn)
+        except Exception as error:
+            story.tell(f"{said} raises {type(error).__name__}: {error}")
+            got = error
+        story.hold(got is None, "missing", "there is no such row: that is None", look)
+
+
+def _rows_ttl(lab: Lab, name: str) -> dict[str, int]:
+    """PTTL of all keys that have the row."""
+    raw = lab.client(decode_responses=False)
+    keys = [key for key in sorted(raw.scan_iter()) if name in " ".join(texts(raw, key))]
+    return {key.decode(): raw.pttl(key) for key in keys}
+
+
+def _check_time(kind: Any, lab: Lab, ttl: float) -> None:
+    """Rows are kept for `ttl` seconds, also after an update; nothing is kept for ever."""
+    lab.r.flushdb()
+    store, story = Store(), Story(f"ttl {ttl:g} s")
+    cache = kind(lab.r, store, lab.key("rows"), ttl)
+    for call, fn in (
+        ("get(7)", lambda: None),
+        ("update(7, price=3); get(7)", lambda: cache.update(7, price=3)),
+    ):
+        since = time.monotonic()
+        fn()
+        cache.get(7)
+        story.tell(call)
+        for key in sorted(lab.r.scan_iter()):
+            left = lab.r.pttl(key)
+            story.tell(f"PTTL {key} -> {left}")
+            story.hold(left != -1, "ttl", "this key is never forgotten", "px= of SET, or PEXPIRE")
+        found = _rows_ttl(lab, str(ROW["name"]))
+        least = (ttl - (time.monotonic() - since)) * 1000 - 5
+        for key, left in found.items():
+            what = f"the row should be kept for {ttl:g} s from now"
+            held = least <= left <= ttl * 1000 + 1 or (left == -2 and least < 0)
+            story.hold(held, "ttl", f"{what}: PTTL {key} is {left}", "the unit, and fractions of a second")
+
+
+def _check_longer(kind: Any, lab: Lab) -> None:
+    lab.r.flushdb()
+    store, story = Store(), Story("get(7)")
+    cache = kind(lab.r, store, lab.key("rows"), TTL)
+    cache.get(7)
+    for key in lab.r.scan_iter():
+        lab.r.pexpire(key, 5000)
+    story.tell("later on, 5 s are left")
+    story.call("get(7)", cache.get, 7)
+    for key, left in _rows_ttl(lab, str(ROW["name"])).items():
+        story.tell(f"PTTL {key} -> {left}")
+        what = "a hit lengthens the time: a row that an updater's crash left old would stay for ever"
+        story.hold(left <= 5000, "longer", what, "what a hit does to the TTL")
+
+
+def _check_commit(kind: Any, lab: Lab) -> None:
+    """Nobody reads what is not committed; what save() raises is the caller's."""
+    lab.r.flushdb()
+    store, story, raw = Store(), Story("get(7)"), lab.client(decode_responses=False)
+    one, other = (kind(lab.client(), store, "rows", TTL) for _ in range(2))
+    one.get(7)
+    early: list[str] = []
+
+    def look() -> None:
+        for key in raw.scan_iter():
+            early.extend(text for text in texts(raw, key) if "new-name" in text)
+
+    store.before_commit, store.failing, raised = look, Broken("no room on the disk"), None
+    try:
+        story.call('update(7, name="new-name")', partial(one.update, 7, name="new-name"))
+    except Exception as error:
+        raised = error
+        story.tell(f'update(7, name="new-name"): save() raises {type(store.failing).__name__}')
+    for text in early:
+        story.tell(f"before the commit in Redis: {text[:80]}")
+    what = "what is not committed is in Redis: if save() fails, or you crash, it never comes true"
+    story.hold(not early, "commit", what, "the order of the two writes")
+    what = "what save() raises goes to the caller"
+    story.hold(raised is store.failing, "error", what, "your `except`")
+    store.before_commit = store.failing = None
+    got = story.call("get(7)", other.get, 7)
+    story.hold(
+        same(got, store.rows[7]),
+        "commit",
+        "the save failed, and its row is read",
+        "the order of the two writes",
+    )
+
+
+def _check_crash(kind: Any, lab: Lab) -> None:
+    store = Store()
+
+    def setup(r: Any) -> None:
+        store.reset()
+
+    def ada(r: Any) -> None:
+        cache = kind(r, store, "rows", TTL)
+        cache.get(7)
+        cache.update(7, price=2)
+        cache.get(7)
+
+    cast = "A: get(7), update(7, price=2), get(7); it may crash"
+    look = "what a crash leaves behind after each of your commands"
+    explored(lab, [ada], "crash", look, cast, setup=setup, invariant=mortal, faults=["crash"])
+
+
+LOOK = "what a reader that has loaded the old row knows of the update, when it stores it"
+STALE = {"reads": "race", "in the end": "race", "lost": "race"}
+
+
+def _cases(kind: Any, store: Store, warm: bool) -> Callable[[Any], None]:
+    def setup(r: Any) -> None:
+        store.reset()
+        if warm:
+            kind(r, store, "rows", TTL).get(7)
+
+    return setup
+
+
+def _ends_well(kind: Any, r: Any, store: Store) -> None:
+    """Whoever reads when all is done reads what the store has."""
+    got, row = kind(r, store, "rows", TTL).get(7), store.rows[7]
+    what = (
+        f"in the end the store has price {row['price']}, stock {row['stock']} (version "
+        f"{row['version']}), and Redis"
+    )
+    shown = (
+        f"price {got['price']}, stock {got['stock']}"
+        if isinstance(got, dict) and {"price", "stock"} <= set(got)
+        else repr(got)
+    )
+    assert same(got, row), f"{what} {shown}: for a whole TTL"
+
+
+def _reading(kind: Any, store: Store) -> Callable[[Any], Any]:
+    return patient(kind, lambda r: kind(r, store, "rows", TTL).get(7))
+
+
+def _updating(kind: Any, store: Store) -> Callable[[Any], Any]:
+    def update(r: Any) -> Any:
+        cache = kind(r, store, "rows", TTL)
+        cache.update(7, price=2)
+        return cache.get(7)
+
+    return patient(kind, update)
+
+
+def _rule(kind: Any, store: Store) -> Callable[[Any, list[Any]], None]:
+    def rule(r: Any, results: list[Any]) -> None:
+        got = results[1]
+        if isinstance(got, Waiting):
+            return
+        assert same(got, store.rows[7]), "B has updated the row, and then reads the old one"
+        if not any(isinstance(one, Waiting) for one in results):
+            _ends_well(kind, r, store)
+
+    return rule
+
+
+def _check_reader(kind: Any, lab: Lab) -> None:
+    """One reads, one updates; and keys that do not last for `ttl` may end meanwhile."""
+    store = Store()
+    for warm in (False, True):
+        cast = f"The row is {'' if warm else 'not '}in Redis. A: get(7). B: update(7, price=2), then get(7)"
+        setup, rule = _cases(kind, store, warm), _rule(kind, store)
+        actors = [_reading(kind, store), _updating(kind, store)]
+        explored(lab, actors, STALE, LOOK, cast, setup=setup, invariant=rule, max_switches=4)
+    cast += ". Either may take nearly `ttl` seconds"
+    setup = _cases(kind, store, False)
+    actors.append(lambda r: short_expire(r, TTL * 0.9))
+    explored(lab, actors, STALE, LOOK, cast, setup=setup, invariant=rule, max_switches=3)
+
+
+def _check_writers(kind: Any, lab: Lab) -> None:
+    """Two update at once."""
+    store = Store()
+
+    def update(**changes: Any) -> Callable[[Any], Any]:
+        return patient(kind, lambda r: kind(r, store, "rows", TTL).update(7, **changes))
+
+    def rule(r: Any, results: list[Any]) -> None:
+        if any(isinstance(one, Waiting) for one in results):
+            return
+        row = store.rows[7]
+        changed = f"the store has price {row['price']}, stock {row['stock']}"
+        assert (row["price"], row["stock"]) == (2, 9), f"one of two updates is lost: {changed}"
+        _ends_well(kind, r, store)
+
+    cast = "The row is in Redis. A: update(7, price=2). B: update(7, stock=9)"
+    look = "which of two updates comes last, in the store and in Redis"
+    actors = [update(price=2), update(stock=9)]
+    explored(lab, actors, STALE, look, cast, setup=_cases(kind, store, True), invariant=rule, max_switches=4)
+
+
+EXERCISE = Exercise(
+    stem="cache",
+    name="update",
+    title="An update that leaves nothing stale",
+    statement="Write a cache of the rows of a database: `get` and `update`, for many "
+    "processes at once. Rows are "
+    "kept in Redis as JSON (or as hashes), under keys that begin with `name`, for `ttl` "
+    "seconds (fractions too) after "
+    "they were loaded or updated. "
+    "**Once `update` has returned, no `get` that begins then gives an older row**, whoever reads or updates "
+    "meanwhile, and whatever stands still for how long: a call may take nearly `ttl` "
+    "seconds. Nobody reads what is not "
+    "committed. If an updater crashes after its commit, the old row may be read for `ttl` seconds at most. "
+    "A hit is one round trip, and `update` touches no other row. After an update the "
+    "row is kept again as before. "
+    "Every key has a TTL at every moment.",
+    answer="MyCache",
+    stub=STUB.strip(),
+    hints=(
+        "A reader misses and loads the old row. Then it stands still. An update saves, "
+        "and deletes the key. Now the "
+        "reader goes on, and stores what it has loaded. Who could tell it not to?",
+        "Its row is old if an update came after its miss. So at the miss the reader "
+        "leaves something in Redis that "
+        "each update takes away: a lease, with a token of its own (SET name:7:lease token PX …).",
+        "It stores the row only if its lease is still there: GET, compare, SET in one step, so a script. "
+        "update() saves first, and then deletes the row and the lease in one DEL.",
+        "Or compare versions: a script that sets a row only if what is there has a "
+        "lower version; update() sets "
+        "the row that save() gave, readers what they have loaded, both by that script.",
+    ),
+    reference=REFERENCE.strip(),
+    wrong=WRONG,
+    grade=_grade,
+    seconds=30,
+)
