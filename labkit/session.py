@@ -119,11 +119,14 @@ class SessionStore:
       `destroy` that comes too late with it ends nothing. Rotate when rights change, not at each request.
     * With Redis down every method raises: nobody gets in unseen. After a timeout it is unknown whether it was
       done. A client that sends again by itself creates and rotates once all the same; but it may hear False
-      of what it has just destroyed, and repeat an `update` after another's.
+      of what it has just destroyed, repeat an `update` after another's, and repeat a `create`: a session that
+      was revoked in between is there again.
     * A server that comes back without its data has logged everybody out. One that lacks the latest commands
       (a replica that takes over, a crash before the disk was written) may bring back who had just logged out.
     * Each `get` writes: it has to go to the primary. A server that is full still answers it, and destroys;
       `create` and `update` raise OutOfMemoryError.
+    * `active` and `destroy_all` look at all sessions of a user in one script, and Redis serves nobody else
+      meanwhile: fine for a person's devices, not for a robot that logs in a thousand times a minute.
 
     A token is "<tag>.<secret>". The tag is the beginning of SHA-256(user id), and hides nothing more; all
     keys of a user have it in braces, and so one slot in a cluster. With the name "session" they are

@@ -42,7 +42,7 @@ class SiteFailed(LabkitError):
 def serving(app: Any) -> Site:
     """Serve this ASGI application (Starlette, FastAPI, …) until the `with` block ends or `stop()` is called.
 
-    Raises SiteFailed where the application does not start.
+    Raises SiteFailed where the application says that it cannot start, as Starlette's and FastAPI's do.
     """
     return Site(app)
 
