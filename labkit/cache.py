@@ -8,23 +8,25 @@
 What holds for both:
 
 * The database, or whatever `load` asks, is the truth. What is cached may go at any moment, and always has a
-  TTL, by the server's clock: nothing stale lives longer.
+  TTL, by the server's clock: `ttl` + `stale` after it was stored, it is gone.
 * Values go through `dumps` and `loads`: JSON by default, never pickle. `get` gives a copy of one's own; with
   JSON a tuple is a list from the first call on. None means that there is no such thing, and is cached as an
   empty string, so `dumps` must never give one. 0, "", [], {} and False are values.
-* What cannot be read (garbage, an old schema) is a miss, and is replaced. Where rows change so that the old
-  ones can be read and are wrong, change the name: "product:v2".
+* What cannot be read (garbage, another type, an old schema) is a miss, and is replaced. Where rows change so
+  that the old ones can be read and are wrong, change the name: "product:v2".
 * Reads fail open: where Redis is down, full, read-only, busy or too slow, the database is asked. A plain
-  redis.Redis is replaced by a client with the same settings (`.r`; a client-side cache is not taken along)
-  that has `timeout` seconds to answer, as many to connect, and sends nothing twice; after an error of the
-  connection, one caller in `pause` seconds tries again. A cluster's client and a subclass of redis.Redis are
-  used as they are, as is any client with timeout=None.
+  redis.Redis is replaced by a client with the same settings (a client-side cache is not taken along) and a
+  pool of its own, `.r`, closed with the object or by `.r.close()`: it has `timeout` seconds to answer, as
+  many to connect, and sends nothing twice. Others are used as they are, with their timeouts and retries: a
+  cluster's, a Sentinel's, a subclass of redis.Redis, any with timeout=None. After an error of the connection
+  one read in `pause` seconds tries again, of whatever key: a dead shard of a cluster makes misses of all.
 * Writes do not: `invalidate`, `refresh` and `save` raise Redis's error, since a value that silently stays
   stale is worse. By then the database has been written.
 
 A key is a str or an int (1 and "1" are one key); its braces, `name:{key}`, put all that belongs to it in one
-slot of a cluster. Times are in seconds, kept to the millisecond. An object serves all threads. Misuse raises
-ValueError or TypeError before anything is sent."""
+slot of a cluster. Reading from replicas, or with a client-side cache, which hears of a change a moment later,
+voids what is promised here. Times are in seconds, kept to the millisecond. An object serves all threads; in
+a forked process it begins without them. Misuse raises ValueError or TypeError before anything is sent."""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import cache
@@ -54,6 +58,8 @@ RANDOM = secrets.SystemRandom()  # leaves the program's own random numbers alone
 
 Key = str | int
 Loaded = dict[Key, tuple[Any, int]]  # by key: the value as text, and the ms that it took to load
+Alone = list[tuple[float, Loaded]]  # a load without Redis, if there was one: when it began, and what it gave
+Flight = Future[Alone]
 compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -62,8 +68,8 @@ class Stats(NamedTuple):
     or stale (given after `ttl`).
 
     `loads`: calls of load or load_many. `waits`: how often somebody waited for another's load, also of a key
-    of get_many. `refused_fills`: what was loaded, and not cached since it was invalidated meanwhile.
-    `errors`: of Redis.
+    of get_many. `refused_fills`: what was loaded, and not cached by this, as the lease was gone: invalidated,
+    refreshed or expired meanwhile, or the script was sent again. `errors`: of Redis and its client, to reads.
     """
 
     hits: int
@@ -107,7 +113,7 @@ class _Redis:
             raise ValueError(f"name is {name!r}; it must be a str that is not empty, without braces")
         self.r = r if timeout is None else _bounded(r, _seconds("timeout", timeout))
         self.name, self.pause = name, _seconds("pause", pause, 0)
-        self.errors, self._away_until = 0, 0.0
+        self.errors, self._away_until, self.decode = 0, 0.0, self.r.get_encoder().decode
 
     def key(self, key: Key) -> str:
         if type(key) is not int and (not isinstance(key, str) or key[:1] in ("", "}")):
@@ -123,10 +129,10 @@ class _Redis:
             self._away_until = time.monotonic() + self.pause  # for the others, while this one tries
         try:
             answer = do(*args)
-        except FAILED as error:
+        except (*FAILED, UnicodeDecodeError) as error:
             self.errors += 1
-            if isinstance(error, AWAY) and not isinstance(error, exceptions.MaxConnectionsError):
-                self._away_until = time.monotonic() + self.pause
+            if not isinstance(error, exceptions.MaxConnectionsError):
+                self._away_until = time.monotonic() + self.pause if isinstance(error, AWAY) else 0.0
             raise _Unavailable from error
         self._away_until = 0.0
         return answer
@@ -149,11 +155,12 @@ class _Redis:
             return self._send([("EVAL", lua, *call) for call in calls])
 
     def _send(self, commands: list[Any]) -> list[Any]:
+        """What is answered, as bytes, since a value may be no text."""
         if len(commands) == 1:
-            return [self.r.execute_command(*commands[0])]
+            return [self.r.execute_command(*commands[0], NEVER_DECODE=True)]
         with self.r.pipeline(transaction=False) as pipe:
             for command in commands:
-                pipe.execute_command(*command)
+                pipe.execute_command(*command, NEVER_DECODE=True)
             return list(pipe.execute())
 
 
@@ -166,8 +173,8 @@ def _bounded(r: Any, timeout: float) -> Any:
     options |= {"connection_class": pool.connection_class, "max_connections": pool.max_connections}
     options["retry"] = Retry(NoBackoff(), 0)
     if isinstance(pool, BlockingConnectionPool):
-        return Redis(connection_pool=BlockingConnectionPool(timeout=timeout, **options))
-    return Redis(connection_pool=ConnectionPool(**options))
+        return Redis.from_pool(BlockingConnectionPool(timeout=timeout, **options))
+    return Redis.from_pool(ConnectionPool(**options))
 
 
 def _split(raw: Any) -> tuple[int, Any]:
@@ -196,13 +203,13 @@ class CacheAside:
 
     Not guaranteed: a writer that crashes after its commit, or does not invalidate, leaves the old value until
     its TTL ends; so may a server that comes back with older data, or a replica that takes over and has not
-    heard of the invalidation. With Redis down a value may be as old as the load of another thread that one
-    took part in.
+    heard of the invalidation. A TTL of few ms may be over before those who wait have looked: the next loads.
 
     A loader that crashed blocks the others for `lease` seconds. One that lives keeps its lease, however long
     it takes: a thread extends it (not with a subclass of redis.Redis, which might not be for two threads).
-    Who has waited for `wait` seconds loads for himself, and caches nothing. An error of `load` goes to its
-    caller and to all who wait in the same process; then the next one tries.
+    Who has waited for `wait` seconds loads for himself, and caches nothing. If `load` fails, its caller has
+    the old value, if there is one (`stale`, `beta`); else the error goes to him and to all who wait in the
+    same process, and the next one tries. Without Redis, threads share a load that began after they asked.
 
     Round trips: a hit one (GET; with beta or stale a script), a miss three, for one key or for a thousand.
     Keys: `name:{key}` and `name:{key}:lease`. Source: Nishtala et al., "Scaling Memcache at Facebook" (2013).
@@ -212,7 +219,8 @@ class CacheAside:
     # ARGV      token ('': only look), TTL of the lease in ms, how many ms or fewer make a value due
     # returns   value, ms that it has left, 1 if the lease is ours (also if a lost reply is asked for again)
     LOOK = """-- look
-    local value, left = redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+    local value, left = redis.pcall('GET', KEYS[1]), redis.call('PTTL', KEYS[1])
+    if type(value) == 'table' then value, left = false, -2 end -- no string: as good as nothing
     if ARGV[1] == '' or left > tonumber(ARGV[3]) then return {value, left, 0} end
     local holder = redis.call('SET', KEYS[2], ARGV[1], 'NX', 'GET', 'PX', ARGV[2])
     return {value, left, (not holder or holder == ARGV[1]) and 1 or 0}
@@ -265,7 +273,7 @@ class CacheAside:
         for what in (load, load_many or load, dumps, loads):
             if not callable(what):
                 raise TypeError(f"{what!r} is not callable")
-        self._redis = _Redis(r, name, timeout, pause)
+        self._redis, self._counts = _Redis(r, name, timeout, pause), dict.fromkeys(Stats._fields, 0)
         self.r, self.name, self.key = self._redis.r, name, self._redis.key
         self._load_one, self._load_many, self._dumps, self._loads = load, load_many, dumps, loads
         self.ttl, self.jitter = _seconds("ttl", ttl), _seconds("jitter", jitter, 0, 1)
@@ -273,8 +281,13 @@ class CacheAside:
         self.beta, self.stale = _seconds("beta", beta, 0, 1000), _seconds("stale", stale, 0)
         self.lease, self.wait = _seconds("lease", lease, 0.05), _seconds("wait", wait, 0)
         self._plain, self._late = not (beta or stale), stale * 1000
-        self._mutex, self._counts = threading.Lock(), dict.fromkeys(Stats._fields, 0)
-        self._flights: dict[str, Future[Any]] = {}  # by key: what a thread of this process sees to
+        self._begin()
+        CACHES.add(self)
+
+    def _begin(self) -> None:
+        """Without any thread: also in a process that was forked."""
+        self._mutex = threading.Lock()
+        self._flights: dict[str, Flight] = {}  # by key: what a thread of this process sees to
         self._loading: dict[str, list[Key]] = {}  # by token: the leases to be extended
         self._keeper: threading.Thread | None = None
 
@@ -292,34 +305,32 @@ class CacheAside:
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those that there are: one MGET, then one round trip for all leases, one load, and one
         round trip that fills (twice that, or more, where others are loading some of them)."""
-        wanted = list(dict.fromkeys(keys))
-        if not wanted:
+        names = {key: self.key(key) for key in keys}
+        if not names:
             return {}
-        seen = self._peek_many(wanted)
+        once = {name: key for key, name in names.items()}  # of 1 and "1" one is loaded
+        seen = self._peek_many(list(once.values()))
         missed = {key: due for key, (_, due) in seen.items() if due >= 0}
         self._count("hits", len(seen) - len(missed))
         found = {key: value for key, (value, due) in seen.items() if due < 0}
-        found |= self._obtain(missed, time.monotonic() + self.wait)
-        return {key: found[key] for key in wanted if found[key] is not None}
+        found |= self._obtain(missed, time.monotonic() + self.wait, [])
+        return {key: found[once[name]] for key, name in names.items() if found[once[name]] is not None}
 
     def invalidate(self, *keys: Key) -> None:
-        """Forget them, and refuse what is being loaded now. Call it after the commit, never before.
-
-        One round trip. Raises Redis's error: they may then be stale until their TTL ends; call it again.
-        """
+        """Forget them, and refuse what is being loaded now. Call it after the commit, never before. One round
+        trip (in a cluster one per slot). Raises Redis's error: they may then stay stale; call it again."""
         if keys:
             self.r.delete(*(name for key in keys for name in (self.key(key), self.lease_key(key))))
 
     def refresh(self, key: Key) -> Any:
-        """Load it now and cache that; until then readers have the old value, and also if it fails. Raises
-        Redis's error. After a write, `invalidate` is the safer one: it does not depend on the load."""
+        """Load it now and cache that; until then readers have the old value, also if it fails. Once it has
+        returned, nothing older is cached, whoever else crashes and whatever expires: if its lease is gone, it
+        invalidates. Raises Redis's error. After a write `invalidate` is safer, as it needs no load."""
         token = secrets.token_hex(8)
         self.r.set(self.lease_key(key), token, px=_ms(self.lease))
         loaded = self._load_leased([key], token)
-        try:
-            self._fill(loaded, token)
-        except _Unavailable as unavailable:
-            raise unavailable.__cause__ or unavailable from None
+        if self._fill(loaded, token, self._redis.run):
+            self.invalidate(key)
         return self._values(loaded)[key]
 
     @property
@@ -375,7 +386,8 @@ class CacheAside:
         if raw is None:
             return MISS, 0
         try:
-            cost, text = _split(raw) if self.beta else (0, raw)
+            text = self._redis.decode(raw)
+            cost, text = _split(text) if self.beta else (0, text)
             return self._value(text), cost
         except Exception:  # whatever `loads` raises
             return MISS, 0
@@ -385,9 +397,10 @@ class CacheAside:
 
     def _share(self, key: Key, value: Any, due: float) -> Any:
         """One thread of this process sees to it; the others have the old value, or wait for that thread."""
-        name, deadline = self.key(key), time.monotonic() + self.wait
+        name, asked = self.key(key), time.monotonic()
+        deadline = asked + self.wait
         while due >= 0:
-            mine: Future[Any] = Future()
+            mine: Flight = Future()
             flight = self._flights.setdefault(name, mine)
             if flight is mine:
                 return self._lead(key, due, flight, deadline)
@@ -395,68 +408,60 @@ class CacheAside:
                 self._count("hits" if due > self._late else "stale")
                 return value
             if time.monotonic() >= deadline:
-                self._flights.pop(name, None)  # its thread is stuck, or of the process that forked this one
+                self._flights.pop(name, None)  # its thread is stuck
                 return self._values(self._load([key]))[key]
             self._count("waits")
-            if loaded := self._follow(flight, deadline):
+            if loaded := self._follow(flight, asked, deadline):
                 self._count("hits")
                 return self._values(loaded).popitem()[1]
             value, due = self._peek(key)
         self._count("hits")
         return value
 
-    def _lead(self, key: Key, due: float, flight: Future[Any], deadline: float) -> Any:
+    def _lead(self, key: Key, due: float, flight: Flight, deadline: float) -> Any:
         """See to it, for all threads of this process that want it meanwhile."""
+        alone: Alone = []
         try:
-            return self._obtain({key: due}, deadline, flight)[key]
+            return self._obtain({key: due}, deadline, alone)[key]
         except Exception as error:
-            if not flight.done():
-                flight.set_exception(error)
+            flight.set_exception(error)
             raise
         finally:
             self._flights.pop(self.key(key), None)
             if not flight.done():
-                flight.set_result(None)
+                flight.set_result(alone)
 
-    def _follow(self, flight: Future[Any], deadline: float) -> Any:
-        """What was loaded without Redis; None: look again what is cached now, it may have been refused."""
+    def _follow(self, flight: Flight, asked: float, deadline: float) -> Any:
+        """What was loaded without Redis, if that began after we asked: else it may be from before an
+        invalidation that we asked after. None: look again what is cached now."""
         try:
             error = flight.exception(max(deadline - time.monotonic(), 0))
         except TimeoutError:
             return None
         if error is not None:
             raise error
-        return flight.result()
+        return next((loaded for began, loaded in flight.result() if asked < began), None)
 
-    def _obtain(
-        self, due: dict[Key, float], deadline: float, flight: Future[Any] | None = None
-    ) -> dict[Key, Any]:
+    def _obtain(self, due: dict[Key, float], deadline: float, alone: Alone) -> dict[Key, Any]:
         """The values of all these: load those whose lease is to be had, and wait for the others."""
-        found: dict[Key, Any] = {}
-        token, pause = secrets.token_hex(8), FIRST
+        found, token, pause = dict[Key, Any](), secrets.token_hex(8), FIRST
         while due:
             try:
                 seen = self._look(due, token)
-            except _Unavailable:
-                loaded = self._load(list(due))
-                if flight is not None:  # the others cannot look what is cached
-                    flight.set_result(loaded)
-                return found | self._values(loaded)
-            ours, others = [], {}
+            except _Unavailable as error:
+                return found | self._load_alone(list(due), token if error.__cause__ else "", alone)
+            ours, others = dict[Key, Any](), dict[Key, float]()
             for key, (raw, left, granted) in zip(due, seen, strict=True):
                 value, _ = self._read(raw)
                 if granted:
-                    ours.append(key)
+                    ours[key] = value
                 elif value is not MISS:
                     found[key] = value
                     self._count("hits" if left > self._late else "stale")
                 else:
                     others[key] = max(due[key], left)  # what cannot be read is due as it is
             if ours:
-                loaded = self._load_leased(ours, token)
-                with contextlib.suppress(_Unavailable):
-                    self._fill(loaded, token)
-                found |= self._values(loaded)
+                found |= self._renew(ours, token)
             elif others == due:
                 if (left := deadline - time.monotonic()) <= 0:
                     return found | self._values(self._load(list(due)))
@@ -466,12 +471,35 @@ class CacheAside:
             due = others
         return found
 
+    def _load_alone(self, keys: list[Key], token: str, alone: Alone) -> dict[Key, Any]:
+        """Load them without Redis. What it may have leased to `token`, though it gave an error, goes back."""
+        began = time.monotonic()
+        try:
+            loaded = self._load(keys)
+        finally:
+            if token:
+                self._extend({token: keys}, 0)
+        alone.append((began, loaded))  # for the others, who cannot look what is cached
+        return self._values(loaded)
+
+    def _renew(self, old: dict[Key, Any], token: str) -> dict[Key, Any]:
+        """Load these, whose leases are ours, and cache them; where that fails, the old values will do."""
+        try:
+            loaded = self._load_leased(list(old), token)
+        except Exception:
+            if any(value is MISS for value in old.values()):
+                raise
+            return old
+        with contextlib.suppress(_Unavailable):
+            self._fill(loaded, token, self._redis.script)
+        return self._values(loaded)
+
     def _load(self, keys: list[Key]) -> Loaded:
         self._count("misses", len(keys))
         start, values = time.monotonic(), dict[Key, Any]()
         if self._load_many is not None and len(keys) > 1:
             self._count("loads")
-            values.update(self._load_many(keys))
+            values.update(self._load_many(list(keys)))  # a list that it may change
         else:
             for key in keys:
                 self._count("loads")
@@ -488,18 +516,25 @@ class CacheAside:
         try:
             return self._load(keys)
         except BaseException:
-            self._extend(token, keys, 0)
+            self._extend({token: keys}, 0)
             raise
         finally:
             self._loading.pop(token, None)
 
-    def _fill(self, loaded: Loaded, token: str) -> None:
+    def _fill(self, loaded: Loaded, token: str, run: Callable[[str, list[Any]], list[Any]]) -> int:
+        """Cache them, whose leases end by that; how many were refused."""
         calls = []
         for key, (text, cost) in loaded.items():
             ttl = (self.ttl if text else self.negative_ttl) * (1 - self.jitter * RANDOM.random()) + self.stale
             prefix = f"{cost}:" if self.beta else ""
             calls.append((2, self.key(key), self.lease_key(key), token, _ms(ttl), prefix, text))
-        self._count("refused_fills", self._redis.script(self.FILL, calls).count(0))
+        try:
+            refused = run(self.FILL, calls).count(0)
+        except BaseException:
+            self._extend({token: list(loaded)}, 0)
+            raise
+        self._count("refused_fills", refused)
+        return refused
 
     def _keep(self, token: str, keys: list[Key]) -> None:
         """A thread extends the leases in `_loading`, while there are any."""
@@ -515,23 +550,27 @@ class CacheAside:
         while True:
             time.sleep(self.lease / 3)
             with self._mutex:
-                loading = list(self._loading.items())
+                loading = dict(self._loading)
                 if not loading:
                     self._keeper = None
                     return
-            for token, keys in loading:
-                self._extend(token, keys, _ms(self.lease))
+            self._extend(loading, _ms(self.lease))
 
-    def _extend(self, token: str, keys: list[Key], ms: int) -> None:
-        with contextlib.suppress(_Unavailable):  # then they end when their TTL does
-            calls = [(2, self.key(key), self.lease_key(key), token, ms) for key in keys]
-            self._redis.script(self.EXTEND, calls)
+    def _extend(self, leases: Mapping[str, list[Key]], ms: int) -> None:
+        """By token; 0 ms gives them back. Heeds no pause: an error of another key must not cost a lease."""
+        calls = [(2, self.key(k), self.lease_key(k), token, ms) for token in leases for k in leases[token]]
+        with contextlib.suppress(*FAILED):  # then they end when their TTL does
+            self._redis.run(self.EXTEND, calls)
+
+
+CACHES = weakref.WeakSet[CacheAside]()
+os.register_at_fork(after_in_child=lambda: [*map(CacheAside._begin, CACHES)])
 
 
 class WriteThrough:
     """Writes to the store, then to the cache; what is cached carries its version and never goes back.
 
-    `store.load(key)` gives a row (a dict with an int "version", which every write raises) or None;
+    `store.load(key)` gives a row (a dict with an int "version" from 0 on, which every write raises) or None;
     `store.save(key, **changes)` writes it, commits, and gives the new row, or None if there is no such row.
 
     Guarantees: of two versions the newer stays, in whatever order they arrive, so a slow writer or reader
@@ -548,9 +587,10 @@ class WriteThrough:
     # ARGV      version, text, TTL in ms
     # returns   1; 0 if a newer version is there
     PUT = """-- put if newer
-    local held = string.match(redis.call('GETRANGE', KEYS[1], 0, 19), '^(%d+):')
-    if held and tonumber(held) > tonumber(ARGV[1]) then return 0 end
-    redis.call('SET', KEYS[1], ARGV[1] .. ':' .. ARGV[2], 'PX', ARGV[3])
+    local entry, new = redis.pcall('GETRANGE', KEYS[1], 0, 99), ARGV[1]
+    local held = type(entry) == 'string' and string.match(entry, '^([1-9]%d*):') or ''
+    if #held > #new or #held == #new and held > new then return 0 end -- a Lua number has 53 bits
+    redis.call('SET', KEYS[1], new .. ':' .. ARGV[2], 'PX', ARGV[3])
     return 1
     """
 
@@ -583,7 +623,7 @@ class WriteThrough:
             self._redis.ask(self._put, key, row)
         return self._value(_text(self._dumps, row))
 
-    def save(self, key: Key, **changes: Any) -> Any:
+    def save(self, key: Key, /, **changes: Any) -> Any:
         """Write it; the new row, or None if there is none. Raises Redis's error, after the row is saved."""
         name, row = self.key(key), self.store.save(key, **changes)
         try:
@@ -591,15 +631,16 @@ class WriteThrough:
                 self.r.delete(name)
             else:
                 self._put(key, row)
-        except FAILED as error:
-            error.add_note(
-                f"{name}: the store has been written; what is cached may be older, until its TTL ends"
-            )
+        except Exception as error:
+            if not isinstance(error, FAILED):  # what cannot be cached, such as by `dumps`
+                with contextlib.suppress(*FAILED):
+                    self.r.delete(name)
+            error.add_note(f"{name}: the store has been written; the cache may be older, until its TTL ends")
             raise
         return row
 
     def forget(self, *keys: Key) -> None:
-        """Remove them from the cache. One round trip. Raises Redis's error."""
+        """Remove them from the cache. One round trip (in a cluster one per slot). Raises Redis's error."""
         if keys:
             self.r.delete(*map(self.key, keys))
 
@@ -608,5 +649,7 @@ class WriteThrough:
 
     def _put(self, key: Key, row: Any) -> bool:
         version = 0 if row is None else row["version"]
+        if type(version) is not int or not 0 <= version < 10**99:
+            raise ValueError(f"the version of {key!r} is {version!r}; it must be an int from 0 to 10**99 - 1")
         call = (1, self.key(key), version, _text(self._dumps, row), _ms(self.ttl))
         return bool(self._redis.run(self.PUT, [call])[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -142,12 +143,41 @@ class TestValues:
         assert cache.get("a") == table.rows["a"] == cache.get("a")
         assert table.asked == ["a"]
 
-    def test_a_key_of_another_type_is_passed_by(self, r: redis.Redis, make: Make, table: Table) -> None:
-        cache = make()
-        r.rpush(cache.key("a"), "stranger")
-        assert cache.get("a") == table.rows["a"]
-        assert r.type(cache.key("a")) == "list"
-        assert cache.stats.errors == 2
+    @ways
+    @pytest.mark.parametrize("ttl", [None, 5])
+    def test_a_value_of_another_type_is_replaced(self, r: Any, make: Make, way: Any, ttl: int | None) -> None:
+        cache = make(**way)
+        for get in (cache.get, lambda key: cache.get_many(["zero", key])[key]):
+            r.delete(cache.key("b"))
+            r.rpush(cache.key("b"), "stranger")
+            if ttl:
+                r.expire(cache.key("b"), ttl)
+            assert [get("b"), get("b")] == [[1, 2]] * 2
+            assert r.type(cache.key("b")) == "string"
+        assert not r.keys("*:lease")
+
+    @ways
+    @pytest.mark.parametrize("garbage", [b"\x80\xff", b'"\xff"', b"12:\xff"])
+    def test_bytes_that_are_no_text_are_replaced(
+        self, server: Server, r: Any, make: Make, table: Table, way: Any, garbage: bytes
+    ) -> None:
+        cache = make(**way, load_many=table.load_many)
+        cache.get("a")
+        with server.client(decode_responses=False) as raw:
+            raw.set(cache.key("b"), garbage, ex=5)
+            assert [cache.get("b"), cache.get("b")] == [[1, 2]] * 2
+            raw.set(cache.key("b"), garbage)
+            wanted = {"a": table.rows["a"], "b": [1, 2], "zero": 0}
+            assert [cache.get_many(["a", "b", "zero"]), cache.get_many(["a", "b", "zero"])] == [wanted] * 2
+        assert table.asked == ["a", "b", ["b", "zero"]]
+
+    def test_an_answer_that_is_no_text_ends_the_pause(self, server: Server, r: Any, make: Make) -> None:
+        cache = make(pause=60)
+        with server.client(decode_responses=False) as raw:
+            raw.set(cache.key("b"), b"\xff")
+        cache._redis._away_until = 0.001
+        assert cache.get("b") == [1, 2]
+        assert r.get(cache.key("b")) == "[1,2]"
 
     @ways
     def test_bytes_through_a_client_that_does_not_decode(self, server: Server, r: Any, way: Any) -> None:
@@ -240,6 +270,17 @@ class TestCost:
             assert cache.get_many([]) == {}
             cache.invalidate()
         assert said.round_trips == 0
+
+    def test_two_spellings_of_a_key_are_one(self, r: redis.Redis, make: Make, table: Table) -> None:
+        table.rows |= {1: "one"}
+        cache = make(load_many=lambda keys: table.load_many([int(key) for key in keys]))
+        assert cache.get_many(["1", 1, 2, "2"]) == {"1": "one", 1: "one"}
+        assert table.asked == [[1, 2]]
+        assert cache.get(1) == "one" == cache.get("1")
+
+    def test_a_bulk_load_may_use_its_list_up(self, r: redis.Redis, make: Make) -> None:
+        cache = make(load_many=lambda keys: {keys.pop(): 1 for _ in range(len(keys))})
+        assert cache.get_many("ab") == {"a": 1, "b": 1}
 
     def test_many_without_a_bulk_load(self, make: Make, table: Table) -> None:
         cache = make()
@@ -443,7 +484,6 @@ class TestOneLoader:
             assert late.result(30) == slow.result(30) == [1, 2]
 
     def test_a_thread_that_is_stuck_stops_others_once(self, make: Make, table: Table) -> None:
-        """So does one of the process that forked this one, and of which only the flight is left."""
         cache = make(wait=0.1)
         cache._flights[cache.key("b")] = Future()
         assert [cache.get("b") for _ in range(3)] == [[1, 2]] * 3
@@ -458,6 +498,73 @@ class TestOneLoader:
         until(lambda: not keeper.is_alive())
         cache.get("b")
         assert cache.stats.errors == 0
+
+    def test_a_child_that_was_forked_waits_for_no_thread_of_its_parent(
+        self, make: Make, table: Table
+    ) -> None:
+        cache = make(stale=30)
+        table.gate.clear()
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(cache.get, "b")
+            until(lambda: table.asked)
+            with cache._mutex:
+                child = os.fork()
+                if not child:
+                    try:
+                        table.gate.set()
+                        idle = (cache._flights, cache._loading, cache._keeper) == ({}, {}, None)
+                        cache.r.delete(cache.lease_key("b"))
+                        os._exit(0 if idle and cache.get("b") == [1, 2] else 1)
+                    finally:
+                        os._exit(2)
+            killer = threading.Timer(10, os.kill, (child, signal.SIGKILL))
+            killer.start()
+            assert os.waitpid(child, 0) == (child, 0)
+            killer.cancel()
+            table.gate.set()
+            assert slow.result(30) == [1, 2]
+
+    def test_leases_are_kept_during_a_pause(self, r: redis.Redis, make: Make, table: Table) -> None:
+        cache = make(lease=0.3, pause=60)
+        table.gate.clear()
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(cache.get, "b")
+            until(lambda: table.asked)
+            cache._redis._away_until = time.monotonic() + 60  # by an error of another key
+            time.sleep(0.7)
+            assert r.exists(cache.lease_key("b"))
+            table.gate.set()
+            assert slow.result(30) == [1, 2]
+        assert r.dbsize() == 0  # nothing filled, and the lease given back
+
+    def test_leases_are_given_back_after_an_error_of_one_of_them(self, r: Any, make: Make) -> None:
+        cache, names = make(), ("x", "bad", "y")
+        r.rpush(cache.lease_key("bad"), "stranger")
+        r.script_flush()
+        assert cache.get_many(names) == {}
+        assert [r.exists(cache.lease_key(name)) for name in names] == [0, 1, 0]
+        assert cache.stats.errors == 1
+
+    @pytest.mark.parametrize("script", ["LOOK", "FILL"])
+    def test_leases_are_given_back_if_the_answer_does_not_come(self, script: str, table: Table) -> None:
+        with Server() as server:
+            cache = CacheAside(server.client(), table.load, "x", ttl=60, timeout=0.2, pause=60)
+            run = cache._redis.run
+
+            def frozen(lua: str, calls: list[Any]) -> list[Any]:
+                if lua != getattr(cache, script):
+                    return run(lua, calls)
+                server.freeze()
+                try:
+                    return run(lua, calls)
+                finally:
+                    server.thaw()
+
+            cache._redis.run = frozen  # type: ignore[method-assign]
+            assert cache.get("b") == [1, 2]
+            assert cache.stats.errors == 1
+            with server.client() as r:
+                until(lambda: not r.exists(cache.lease_key("b")), 2)  # it lasts for 5 s
 
     def test_a_lease_is_kept_while_loading(self, r: redis.Redis, make: Make, table: Table) -> None:
         cache = make(lease=0.3)
@@ -503,6 +610,28 @@ class TestStale:
         table.rows["b"] = "new"
         cache.invalidate("b")
         assert cache.get("b") == "new"
+
+    @pytest.mark.parametrize("way", [{"stale": 100}, {"beta": 1000.0}], ids=str)
+    def test_if_the_load_fails_the_old_one_will_do(self, r: Any, make: Make, table: Table, way: Any) -> None:
+        def load(key: Any) -> Any:
+            if table.asked:
+                raise LookupError(key)
+            time.sleep(0.1)
+            return table.load(key)
+
+        cache = make(load, ttl=10, **way)
+        cache.get("b")
+        r.pexpire(cache.key("b"), 9_000)  # late, or early
+        assert [cache.get("b"), cache.get("b")] == [[1, 2]] * 2
+        assert cache.get_many("b") == {"b": [1, 2]}
+        assert not r.exists(cache.lease_key("b"))
+        with pytest.raises(LookupError):
+            cache.get_many("ab")
+        with pytest.raises(LookupError):
+            cache.refresh("b")
+        cache.invalidate("b")
+        with pytest.raises(LookupError):
+            cache.get("b")
 
 
 class TestEarly:
@@ -645,19 +774,59 @@ class TestWithoutRedis:
             assert cache.stats.errors == 2
             server.thaw()
 
-    def test_threads_still_share_one_load(self, table: Table) -> None:
+    def test_threads_still_share_a_load(self) -> None:
+        """Who asked while the first one was under way has the second one."""
+        asked, gates = list[Any](), [threading.Event(), threading.Event()]
+
+        def load(key: Any) -> Any:
+            asked.append(key)
+            gates[len(asked) - 1].wait(30)
+            return [len(asked)]
+
         with Server() as server:
-            cache = CacheAside(server.client(), table.load, "x", ttl=60, timeout=5, pause=60)
+            cache = CacheAside(server.client(), load, "x", ttl=60, timeout=5, pause=60)
             server.kill()
-            cache.get("b")
-            table.gate.clear()
             with ThreadPoolExecutor(16) as pool:
-                asked = [pool.submit(cache.get, "a") for _ in range(16)]
+                found = [pool.submit(cache.get, "a")]
+                until(lambda: asked)
+                found += [pool.submit(cache.get, "a") for _ in range(15)]
                 until(lambda: cache.stats.waits >= 15)
-                table.gate.set()
-                assert [one.result(30) for one in asked] == [table.rows["a"]] * 16
-            assert table.asked == ["b", "a"]
-            assert len({id(one.result()) for one in asked}) == 16
+                gates[0].set()
+                until(lambda: cache.stats.waits >= 15 + 14)
+                assert cache.stats.waits == 15 + 14  # nobody turned in circles
+                gates[1].set()
+                assert sorted(one.result(30) for one in found) == [[1]] + [[2]] * 15
+            assert len({id(one.result()) for one in found}) == 16
+
+    @pytest.mark.parametrize("why", ["full", "a timeout"])
+    def test_who_asks_after_an_invalidation_never_has_what_was_loaded_before(self, why: str) -> None:
+        """Redis says no to a script, or is away for a moment; it does invalidate."""
+        entered, gate, row = threading.Event(), threading.Event(), ["old"]
+
+        def load(key: Any) -> Any:
+            value = row[0]
+            entered.set()
+            if value == "old":
+                gate.wait(30)
+            return value
+
+        with Server() as server, ThreadPoolExecutor() as pool:
+            r = server.client()
+            cache = CacheAside(r, load, "x", ttl=60, timeout=0.2 if why == "a timeout" else 20, pause=0.1)
+            if why == "full":
+                r.config_set("maxmemory", 1)
+            else:
+                server.freeze()
+            first = pool.submit(cache.get, "a")
+            assert entered.wait(30)
+            if why == "a timeout":
+                server.thaw()
+            row[0] = "new"
+            until(lambda: _invalidated(cache, "a"))
+            late = pool.submit(cache.get, "a")
+            until(lambda: cache.stats.waits)
+            gate.set()
+            assert (first.result(30), late.result(30)) == ("old", "new")
 
     def test_full(self, table: Table) -> None:
         with Server() as server:
@@ -705,6 +874,14 @@ class TestWithoutRedis:
             assert table.asked == ["b", "b"]
 
 
+def _invalidated(cache: CacheAside, key: Any) -> bool:
+    try:
+        cache.invalidate(key)
+    except exceptions.RedisError:
+        return False
+    return True
+
+
 def _busy(r: Any) -> bool:
     try:
         r.ping()
@@ -723,6 +900,21 @@ class TestClient:
         for name in ("host", "port", "password", "db", "protocol", "decode_responses"):
             assert kwargs.get(name) == r.connection_pool.connection_kwargs.get(name)
         assert r.connection_pool.connection_kwargs["socket_timeout"] == 10
+
+    def test_its_connections_are_closed_with_it(self, r: redis.Redis) -> None:
+        cache = CacheAside(r, str, "x", ttl=1)
+
+        def closed(which: object) -> None:
+            until(lambda: str(which) not in {one["id"] for one in r.client_list()})
+
+        first = cache.r.client_id()
+        assert first == cache.r.client_id()
+        cache.r.close()
+        closed(first)
+        second = cache.r.client_id()  # it may go on
+        del cache
+        gc.collect()
+        closed(second)
 
     def test_others_are_used_as_they_are(self, server: Server, r: redis.Redis) -> None:
         class Mine(redis.Redis):
@@ -757,6 +949,11 @@ class TestClient:
                     assert cache.get_many([*table.rows, "nobody"]) == wanted
                     assert cache.refresh("b") == [1, 2]
                     assert cache.stats[3:] == (0, 0, 0, 0)
+                    with node.client(decode_responses=False) as raw:
+                        raw.set(cache.key("b"), b"\xff")
+                        raw.delete(cache.key("a"))
+                        raw.rpush(cache.key("a"), "stranger")
+                    assert cache.get_many("ba") == {key: table.rows[key] for key in "ba"}
                 rows = Rows(a={"id": 1, "version": 1})
                 through = WriteThrough(cluster, rows, "w", ttl=60)
                 assert through.save("a", id=2) == {"id": 2, "version": 2} == through.get("a")
@@ -812,7 +1009,8 @@ def test_misuse_of_keys(key: Any) -> None:
     for call in (cache.get, cache.refresh, cache.invalidate, lambda key: cache.get_many([2, key])):
         with pytest.raises((ValueError, TypeError), match="it must be an int, or a str"):
             call(key)
-    for call in (through.get, through.save, through.forget):
+    writes: list[Callable[..., Any]] = [through.get, through.save, through.forget]
+    for call in writes:
         with pytest.raises((ValueError, TypeError), match="it must be an int, or a str"):
             call(key)
 
@@ -945,6 +1143,37 @@ class TestEveryOrder:
         explore([read, write], setup=setup, invariant=invariant).assert_safe()
         explore([write, write], setup=setup, invariant=invariant).assert_safe()
 
+    @pytest.mark.parametrize("fault", [expire, crash])
+    @pytest.mark.parametrize("actors", ["WV", "WR"])
+    def test_a_refresh_that_has_returned_leaves_nothing_older(self, actors: str, fault: Any) -> None:
+        """Whoever else crashes, and whatever expires: also if another had taken its lease."""
+        rows, setup, _ = agree()
+
+        def prepare(redis: Any) -> None:
+            setup(redis)
+            cached(redis, rows).get(1)
+
+        def refresh(redis: Any) -> Any:
+            cached(redis, rows).refresh(1)
+
+        def writer(price: int) -> Callable[[Any], Any]:
+            def write(redis: Any) -> Any:
+                saved = rows.save(1, price=price)
+                cached(redis, rows).refresh(1)
+                return saved
+
+            return write
+
+        def nothing_older(redis: Any, results: Any) -> bool:
+            text = redis.get("x:{1}")
+            least = max(saved["version"] if saved else 0 for saved in results)
+            return text is None or json.loads(text)["version"] >= least
+
+        kinds = {"W": writer(200), "V": writer(300), "R": refresh}
+        explore(
+            [kinds[kind] for kind in actors], setup=prepare, invariant=nothing_older, faults=[fault]
+        ).assert_safe()
+
     def test_many_at_once(self) -> None:
         rows, setup, invariant = agree()
 
@@ -1026,11 +1255,48 @@ class TestWriteThrough:
 
     def test_an_older_version_never_replaces_a_newer_one(self, r: redis.Redis) -> None:
         cache = WriteThrough(r, Rows(), "w", ttl=60, timeout=20)
-        for version, kept in ((9, 9), (10, 10), (3, 10), (2**53, 2**53), (11, 2**53)):
+        big, huge = 2**53, 10**19
+        versions = (9, 10, 3, big, 11, big + 1, big, huge + 1, huge, 10**99 - 1, 10**98, 0)
+        for n, version in enumerate(versions):
             cache._put("a", {"version": version})
-            assert cache.get("a") == {"version": kept}
+            assert cache.get("a") == {"version": max(versions[: n + 1])}
 
-    @pytest.mark.parametrize("garbage", ["", "x", "{}", "1:{", "0:[", ":", "x:{}"])
+    @pytest.mark.parametrize("version", [-1, 2.5, True, "7", None, 10**99])
+    def test_a_version_must_be_an_int_that_can_be_compared(self, r: redis.Redis, version: Any) -> None:
+        rows = Rows(a={"version": version})
+        cache = WriteThrough(r, rows, "w", ttl=60, timeout=20)
+        with pytest.raises(ValueError, match=r"the version of 'a' is .*; it must be an int from 0 to"):
+            cache.get("a")
+        assert r.dbsize() == 0
+
+    def test_an_entry_of_another_type_is_replaced(self, r: redis.Redis) -> None:
+        rows = Rows(a={"version": 1})
+        cache = WriteThrough(r, rows, "w", ttl=60, timeout=20)
+        for call in (cache.get, cache.save):
+            r.delete("w:{a}")
+            r.rpush("w:{a}", "stranger")
+            assert call("a") == rows.rows["a"] == cache.get("a")
+            assert r.type("w:{a}") == "string"
+
+    def test_a_row_that_cannot_be_cached_does_not_leave_the_old_one(self, r: redis.Redis) -> None:
+        cache = WriteThrough(r, Rows(a={"version": 1}), "w", ttl=60, timeout=20)
+        cache.get("a")
+        with pytest.raises(TypeError, match="not JSON serializable") as raised:
+            cache.save("a", tags={1, 2})
+        assert "the store has been written" in raised.value.__notes__[0]
+        assert r.dbsize() == 0
+
+    def test_a_column_may_have_any_name(self, r: redis.Redis) -> None:
+        class Plain:
+            def load(self, key: Any) -> Any: ...
+
+            def save(self, id: Any, /, **changes: Any) -> Any:
+                return {"version": 2, **changes}
+
+        saved = WriteThrough(r, Plain(), "w", ttl=60, timeout=20).save("a", key=3, self=4)
+        assert saved == {"version": 2, "key": 3, "self": 4}
+
+    @pytest.mark.parametrize("garbage", ["", "x", "{}", "1:{", "0:[", ":", "x:{}", "007:["])
     def test_what_cannot_be_read_is_replaced(self, r: redis.Redis, garbage: str) -> None:
         cache = WriteThrough(r, Rows(a={"version": 1}), "w", ttl=60, timeout=20)
         r.set("w:{a}", garbage)
