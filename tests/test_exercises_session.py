@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ from labkit.rig.connection import supports
 from labkit.teach import check
 from labkit.teach.exercises import Exercise, Verdict, load
 from labkit.teach.exercises.lock.grading import chance
-from labkit.teach.exercises.session.grading import unseen
+from labkit.teach.exercises.session.grading import Inside, unseen
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("session")}
@@ -61,10 +62,11 @@ _SET_AND_LIST = """
 """
 _SEEN = """
     def get(self, sid):
-        user = self.r.getex(self.sid(sid), px=self.ms)
-        if user is not None:
-            self.r.pexpire(self.of(user), self.ms)
-        return user
+        user = self.r.get(self.sid(sid))
+        if user is None:
+            return None
+        self.r.pexpire(self.of(user), self.ms)
+        return self.r.getex(self.sid(sid), px=self.ms)
 """
 _INDEX = """
 import redis
@@ -99,12 +101,6 @@ RIGHT = {
     + """
     def get(self, token):
         return self.r.pipeline().get(self.key(token)).pexpire(self.key(token), self.ms).execute()[0]
-""",
-    "sliding: GET and PEXPIRE in a plain pipeline": _SLIDING
-    + """
-    def get(self, token):
-        pipe = self.r.pipeline(transaction=False)
-        return pipe.get(self.key(token)).pexpire(self.key(token), self.ms).execute()[0]
 """,
     "sliding: a hash of fields, in a transaction": _SLIDING.replace(
         "self.r.set(self.key(token), user, px=self.ms)",
@@ -354,6 +350,9 @@ class MySessions:
             pipe.zremrangebyscore(self.key(user), "-inf", now)
             return set(pipe.zrange(self.key(user), 0, -1).execute()[1])
 """,
+    "index: a generator": EXERCISES["index"].reference.replace(
+        'return self.do(user, "active")', 'return (sid for sid in self.do(user, "active"))'
+    ),
     "index: a hash whose fields have TTLs (HPEXPIRE)": _INDEX
     + """
     def touch(self, user, sid, ttl):
@@ -495,6 +494,14 @@ HEAD = "import hashlib"
         "f'{self.name}:' + token.upper()",
         "f'{self.name}:' + token.encode().hex()",
         "f'{self.name}:' + __import__('base64').b64encode(token.encode()).decode()",
+        "f'{self.name}:' + __import__('base64').b32encode(token.encode()).decode()",
+        "f'{self.name}:' + __import__('base64').b85encode(token.encode()).decode()",
+        "f'{self.name}:' + __import__('codecs').encode(token, 'rot13')",
+        "f'{self.name}:' + bytes(c ^ 42 for c in token.encode()).hex()",
+        "f'{self.name}:' + __import__('zlib').compress(token.encode()).hex()",
+        "f'{self.name}:' + '-'.join(str(ord(c)) for c in token)",
+        "f'{self.name}:' + token[::2] + token[1::2]",
+        "f'{self.name}:' + str(int.from_bytes(token.encode(), 'big'))",
         "f'{self.name}:{token[:20]}:{token[20:]}'",
         "f'{self.name}:{token[:40]}:{hashlib.sha256(token.encode()).hexdigest()}'",
     ],
@@ -524,13 +531,84 @@ def test_tokens_that_can_be_guessed_are_refused(token: str) -> None:
     ["secrets.token_hex(16)", "secrets.token_bytes(32).hex()", "str(uuid.uuid4())", "uuid.uuid4().hex",
      "os.urandom(20).hex()", "str(secrets.randbits(256))",
      "f'{user.encode().hex()}.{secrets.token_urlsafe()}'",
-     "str(random.SystemRandom().getrandbits(256))",
+     "str(random.SystemRandom().getrandbits(256))", "secrets.token_urlsafe(16)", "secrets.token_urlsafe(18)",
+     "base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()",
+     "base64.b85encode(secrets.token_bytes(16)).decode()", "secrets.token_hex(15)",
+     "''.join(secrets.choice('abcdefghijklmnopqrstuvwxyz0123456789') for _ in range(32))",
      "hashlib.sha256(os.urandom(32)).hexdigest()", "secrets.token_urlsafe(24) + str(time.time())"],
 )  # fmt: skip
 def test_tokens_of_enough_chance_are_accepted(token: str) -> None:
-    head = (HEAD, "import hashlib, os, random, time, uuid")
+    head = (HEAD, "import base64, hashlib, os, random, time, uuid")
     verdict = _answer("sliding", (CREATE, f"token = {token}"), head)
     assert verdict.state == "correct", str(verdict)
+
+
+@pytest.mark.parametrize("nothing", ["False", "''", "0"])
+@pytest.mark.parametrize("name", ["sliding", "everywhere"])
+def test_what_is_not_none_is_said_as_it_is(name: str, nothing: str) -> None:
+    get = re.search(r"(?<=\n)        return self.r.(getex|eval\(self.GET).*\n", EXERCISES[name].reference)
+    assert get
+    verdict = _answer(name, (get[0], f"{get[0].rstrip()} or {nothing}\n"))
+    assert verdict.message == f"there is no such session: get() is to give None, and gives {nothing}"
+
+
+def test_an_index_of_none_is_said_so() -> None:
+    verdict = _answer("index", ('return self.do(user, "active")', 'return self.do(user, "active") or None'))
+    assert verdict.message.startswith("active('ada') gives None"), str(verdict)
+
+
+def test_one_hash_for_each_user_renews_what_nobody_uses() -> None:
+    key = (
+        ("secrets.token_urlsafe(32)", "user.encode().hex() + '.' + secrets.token_urlsafe(32)"),
+        ("self.r.set(self.key(token), user, px=self.ms)",
+         "of = f'{self.name}:' + user.encode().hex()\n        self.r.pipeline()"
+         ".hset(of, self.key(token), user).pexpire(of, self.ms).execute()"),
+        ("return self.r.getex(self.key(token), px=self.ms)",
+         "of = f'{self.name}:' + token.partition('.')[0]\n        return self.r.pipeline()"
+         ".hget(of, self.key(token)).pexpire(of, self.ms).execute()[0]"),
+        ("return self.r.delete(self.key(token)) == 1",
+         "return self.r.hdel(f'{self.name}:' + token.partition('.')[0], self.key(token)) == 1"),
+    )  # fmt: skip
+    assert _answer("sliding", *key).property == "others"
+
+
+@pytest.mark.parametrize("pepper", ["b'of this site'", "bytes.fromhex('8f0a99d1')", "PREFIX.encode()"])
+def test_a_pepper_that_all_processes_know_is_accepted(pepper: str) -> None:
+    head = ("class MySessions", f"PREFIX = 'site'\nPEPPER = {pepper}\n\nclass MySessions")
+    verdict = _answer("sliding", ("token.encode()", "PEPPER + token.encode()"), head)
+    assert verdict.state == "correct", str(verdict)
+
+
+def test_a_pepper_that_the_class_draws_is_refused() -> None:
+    pepper = ("    def __init__", "    pepper = secrets.token_bytes(8)\n\n    def __init__")
+    verdict = _answer("sliding", ("token.encode()", "self.pepper + token.encode()"), pepper)
+    assert verdict.property == "shared", str(verdict)
+
+
+def test_time_passes_for_keys_and_for_fields() -> None:
+    lab = Lab()
+    inside = Inside(lab)
+    lab.r.set("long", 1, px=5000)
+    lab.r.set("short", 1, px=900)
+    lab.r.set("ever", 1)
+    fields = supports(lab.r, "HPEXPIRE")
+    if fields:
+        lab.r.hset("h", mapping={"a": 1, "b": 1})
+        lab.r.hpexpire("h", 900, "a")
+        lab.r.hpexpire("h", 5000, "b")
+    inside.later(1000)
+    assert lab.r.exists("long", "short", "ever") == 2
+    assert 3000 < lab.r.pttl("long") <= 4000 and lab.r.pttl("ever") == -1
+    if fields:
+        assert lab.r.hkeys("h") == ["b"] and 3000 < lab.r.hpttl("h", "b")[0] <= 4000
+    lab.close()
+
+
+def test_the_gap_of_a_plain_pipeline_is_told_as_time_that_passes() -> None:
+    wrong = next(wrong for wrong in EXERCISES["sliding"].wrong if wrong.why.startswith("a plain pipeline"))
+    verdict = check.grade(EXERCISES["sliding"], EXERCISES["sliding"].build(wrong.source))
+    told = [line.split()[:2] for line in verdict.counterexample.splitlines()[2:]]
+    assert told == [["A", "GET"], ["·", "session"], ["A", "PEXPIRE"]], str(verdict)
 
 
 def test_a_crash_is_found_where_no_two_tokens_are_the_same() -> None:

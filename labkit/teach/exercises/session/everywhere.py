@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 from labkit.rig.race import crash
@@ -145,6 +146,39 @@ _NEVER_AGAIN = f"""user = {_GET[7:]}
 _PEXPIRE_SET = "    if user then redis.call('PEXPIRE', ARGV[1] .. user, ARGV[2]) end\n"
 _POP = """while sid := self.r.spop(self.of + user):
             self.r.delete(self.sid + sid)"""
+_LATE = """user = self.r.getex(self.sid + sid, px=self.ms)
+        if user is not None:
+            self.r.pexpire(self.of + user, self.ms)
+        return user"""
+_GENERATION = """
+class MySessions:
+    LOGIN = '''
+    redis.call('SET', KEYS[1], (redis.call('GET', KEYS[2]) or '0') .. ' ' .. ARGV[1], 'PX', ARGV[2])
+    '''
+    GET = '''
+    local held = redis.call('GET', KEYS[1])
+    if not held then return false end
+    local began, user = held:match('^(%d+) (.*)$')
+    if began ~= (redis.call('GET', ARGV[2] .. user) or '0') then return false end
+    if ARGV[3] == 'end' then redis.call('DEL', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+    return user
+    '''
+
+    def __init__(self, r, name, ttl):
+        self.r, self.sid, self.of, self.ms = r, f"{name}:sid:", f"{name}:of:", max(1, round(ttl * 1000))
+
+    def login(self, user, sid):
+        self.r.eval(self.LOGIN, 2, self.sid + sid, self.of + user, user, self.ms)
+
+    def get(self, sid):
+        return self.r.eval(self.GET, 1, self.sid + sid, self.ms, self.of, "get")
+
+    def logout(self, sid):
+        return self.r.eval(self.GET, 1, self.sid + sid, self.ms, self.of, "end") is not None
+
+    def logout_everywhere(self, user):
+        self.r.pipeline().incr(self.of + user).pexpire(self.of + user, self.ms).execute()
+"""
 _PURGE = 'redis.call(\'DEL\', KEYS[1])\n    """\n\n    def __init__'
 
 
@@ -251,6 +285,20 @@ WRONG = (
         (_PEXPIRE_SET, ""),
     ),
     _wrong(
+        "listed",
+        "the set gets its TTL with the first session, and from get(): a second one may outlast it",
+        (".pexpire(self.of + user, self.ms)", ".pexpire(self.of + user, self.ms, nx=True)"),
+    ),
+    _wrong(
+        "listed",
+        "get() lengthens the set only when half of its time is over",
+        ("    if user then", "    if user and redis.call('PTTL', ARGV[1] .. user) < ARGV[2] / 2 then"),
+    ),
+    _wrong(
+        "listed", "GETEX, and PEXPIRE of the set in another round trip: a crash in between", (_GET, _LATE)
+    ),
+    Wrong(_GENERATION, "slide", "a generation that ends before its sessions, and begins at 0 again"),
+    _wrong(
         "crash",
         "SADD, and PEXPIRE in another round trip: a crash in between leaves a set for ever",
         (
@@ -322,6 +370,7 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_many(kind, lab)
     _check_paths(kind, lab, inside)
     _check_listed(kind, lab, inside)
+    _check_half_way(kind, lab, inside)
     in_time(lambda: _slides(kind, lab))
     _check_clock(kind, lab)
     _check_crash(kind, lab, inside)
@@ -375,7 +424,8 @@ def _check_users(kind: Any, lab: Lab) -> None:
     for text in (*_sids(1), "", "*"):
         story.lines.clear()
         found = story.call(f"get({text[:8]!r})", told.store.get, text)
-        story.hold(found is None, "user", "there is no such session, and somebody is logged in by it", look)
+        what = f"there is no such session: get() is to give None, and gives {found!r}"
+        story.hold(found is None, "user", what, look)
         done = story.call(f"logout({text[:8]!r})", told.store.logout, text)
         story.hold(done is False, "answer", "logout() is False where there is no such session", look)
     story.lines, look = ["login('ada', s1)"], "the names of the keys"
@@ -485,13 +535,7 @@ def _check_paths(kind: Any, lab: Lab, inside: Inside) -> None:
         mortal()
 
 
-def _pass(inside: Inside, ms: int) -> None:
-    """Of every key so much time is over."""
-    for key, left in inside.ends().items():
-        if 0 <= left <= ms:
-            inside.r.delete(key)
-        elif left > 0 and inside.r.pttl(key) >= 0:
-            inside.r.pexpire(key, left - ms)
+LISTED = "what remembers the sessions of a user: which calls set its TTL?"
 
 
 def _check_listed(kind: Any, lab: Lab, inside: Inside) -> None:
@@ -499,15 +543,68 @@ def _check_listed(kind: Any, lab: Lab, inside: Inside) -> None:
     told = _Told(kind, lab)
     for label in ("s1", "s2"):
         told.login("ada", label)
+    _use(told, inside)
+    told.everywhere("ada")
+    told.get("s1", None, "listed", "a session that was used all the time is not found any more", LISTED)
+    told = _Told(kind, lab)
+    told.login("ada", "s1")
+    _later(told, inside, 0.6)
+    told.login("ada", "s2")
+    _later(told, inside, 0.6)
+    told.everywhere("ada")
+    told.get("s2", None, "listed", "a session that has not ended is not found any more", LISTED)
+    told = _Told(kind, lab)
+    told.login("ada", "s1")
+    _later(told, inside, 0.3)
+    told.story.call("get(s1)", told.store.get, told.sids["s1"])
+    _later(told, inside, 0.8)
+    told.everywhere("ada")
+    told.get("s1", None, "listed", "a session that has not ended is not found any more", LISTED)
+    told = _Told(kind, lab)
+    told.login("ada", "s0")
+    told.everywhere("ada")
+    told.login("ada", "s1")
+    _use(told, inside)
+
+
+def _later(told: _Told, inside: Inside, part: float) -> None:
+    """So much of a ttl is over."""
+    inside.later(int(LONG * 1000 * part))
+    told.story.tell(f"{part * LONG:g} s later")
+
+
+def _use(told: _Told, inside: Inside) -> None:
+    """s1 is used for long."""
     for _ in range(4):
-        _pass(inside, int(LONG * 600))
-        told.story.tell(f"{0.6 * LONG:g} s later")
+        _later(told, inside, 0.6)
         found = told.story.call("get(s1)", told.store.get, told.sids["s1"])
         what = "a session that is used every 0.6 ttl ends"
         told.story.hold(found == "ada", "slide", what, "what get() sets anew")
-    told.everywhere("ada")
-    what = "a session that was used all the time is not found any more"
-    told.get("s1", None, "listed", what, "what remembers the sessions of a user: which calls set its TTL?")
+
+
+def _check_half_way(kind: Any, lab: Lab, inside: Inside) -> None:
+    """get() crashes in the last second of a session. If that goes on, so does what remembers it."""
+
+    def store(r: Any) -> Any:
+        return kind(r, "sessions", LONG)
+
+    def setup(r: Any) -> None:
+        store(r).login("ada", "s1")
+        inside.set_left(1000)
+
+    def found(r: Any) -> None:
+        inside.later(1000)
+        store(r).logout_everywhere("ada")
+        assert store(r).get("s1") is None, "s1 goes on, and what remembers it has ended: it is on no list"
+
+    cast = "1 s is left of s1. A: get(s1); it may crash. 1 s later: logout_everywhere('ada')"
+    look = "which of its commands get() sends first: the list must never end before the session"
+    get = partial(_get, kind)
+    explored(lab, [get], "listed", look, cast, setup=setup, invariant=found, faults=[crash])
+
+
+def _get(kind: Any, r: Any) -> Any:
+    return kind(r, "sessions", LONG).get("s1")
 
 
 def _slides(kind: Any, lab: Lab) -> bool:
@@ -665,13 +762,19 @@ EXERCISE = Exercise(
     stem="session",
     name="everywhere",
     title="Log out everywhere, without a gap",
-    statement="Write `login`, `get`, `logout` and `logout_everywhere`, for many users in many processes. "
-    "A session ends `ttl` seconds after its latest use. `logout_everywhere` ends every session of that "
-    "user which began before it, and of no other; one that begins at the same moment may go on, but the "
-    "next `logout_everywhere` must find it. No session comes back to life. A client may crash anywhere: "
-    "then the same call, made again, does the rest. Every key has a TTL of at most `ttl`, and nothing "
-    "goes through all keys of the server. (It is one server: scripts may compute names of keys. `sid` is "
-    "not the token, but its hash.)",
+    statement="""
+Write `login`, `get`, `logout` and `logout_everywhere`, for many users in many processes:
+
+- A session ends `ttl` seconds after its latest use.
+- `logout_everywhere` ends every session of that user which began before it, and no other user's.
+- A session that begins at the same moment may go on. The next `logout_everywhere` must find it.
+- No session comes back to life.
+- A client may crash anywhere. Then the same call, made again, does the rest.
+- Whatever remembers the sessions of a user lasts as long as they do, also if `get` stops half way.
+- Every key has a TTL of at most `ttl`, and nothing goes through all keys of the server.
+
+It is one server, so scripts may compute names of keys. `sid` is not the token, but its hash.
+""".strip(),
     answer="MySessions",
     stub=STUB.strip(),
     hints=(

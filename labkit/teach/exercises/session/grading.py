@@ -5,15 +5,20 @@ A store may name and lay out its keys as it likes. So these look at whatever is 
 
 from __future__ import annotations
 
+import ast
+import base64
 import binascii
+import codecs
 import contextlib
 import copy
 import hashlib
 import inspect
+import linecache
 import os
 import random
 import re
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -28,6 +33,21 @@ USERS = ("ada", "bob", "ad", "Ada", "a*", "ada:1", "ünï {çø} dé", "007")
 """Names that are the beginning of others, or patterns, or look like a part of a key or a number."""
 
 NEVER, GONE = -1, -2
+
+LATER = """local left = tonumber(ARGV[1])
+for _, key in ipairs(redis.call('KEYS', '*')) do
+    local ends = redis.call('PTTL', key)
+    if ends >= 0 and ends <= left then redis.call('DEL', key)
+    elseif ends > left then redis.call('PEXPIRE', key, ends - left)
+    elseif ARGV[2] == '1' and redis.call('TYPE', key).ok == 'hash' then
+        for _, field in ipairs(redis.call('HKEYS', key)) do
+            local ends = redis.call('HPTTL', key, 'FIELDS', 1, field)[1]
+            if ends >= 0 and ends <= left then redis.call('HDEL', key, field)
+            elseif ends > left then redis.call('HPEXPIRE', key, ends - left, 'FIELDS', 1, field) end
+        end
+    end
+end"""
+"""Milliseconds pass. ARGV: how many; whether fields have TTLs; the word by which a story tells it."""
 
 
 class Inside:
@@ -104,6 +124,10 @@ class Inside:
                 fields = self.r.hkeys(key)
                 self.r.execute_command("HPEXPIRE", key, ms, "FIELDS", len(fields), *fields)
 
+    def later(self, ms: int, r: Any = None) -> None:
+        """As if so much time were over: one step, of client `r` if one is given."""
+        (r or self.r).eval(LATER, 0, ms, int(self._fields_expire), "session")
+
     def saved(self) -> Callable[[Any], None]:
         """All that is there now, as a setup for explorations: it puts the same back."""
         kept = [(key, max(0, self.r.pttl(key)), self.r.dump(key)) for key in self.keys()]
@@ -158,10 +182,33 @@ def elsewhere(kind: Any) -> Any:
         if name in space
     }
     own = {name: _own(value) for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    _draw_anew(kind, next(iter(functions.values())).__code__.co_filename, space, own)
     for name, one in functions.items():
         own[name] = FunctionType(one.__code__, space, name, one.__defaults__, one.__closure__)
         own[name].__kwdefaults__ = one.__kwdefaults__
     return type(kind)(kind.__name__, kind.__bases__, own)
+
+
+DRAWN = set("token_bytes token_hex token_urlsafe randbits urandom randbytes getrandbits uuid4 getpid".split())  # noqa: SIM905
+
+
+def _draw_anew(kind: Any, file: str, space: dict[str, Any], own: dict[str, Any]) -> None:
+    """What the module, or the class, draws by chance as it begins is another value in another process."""
+    with contextlib.suppress(Exception):
+        body = ast.parse("".join(linecache.getlines(file))).body
+        classes = [node for node in body if isinstance(node, ast.ClassDef) and node.name == kind.__name__]
+        for names, nodes in ((space, body), (own, [node for one in classes for node in one.body])):
+            for node in nodes:
+                if isinstance(node, ast.Assign) and _draws(node.value):
+                    found: dict[str, Any] = {}
+                    exec(compile(ast.Module([node], []), file, "exec"), space, found)
+                    names.update(found)
+
+
+def _draws(value: ast.expr) -> bool:
+    """Whether an expression calls what gives chance: secrets.token_bytes(…), urandom(…)."""
+    calls = [node.func for node in ast.walk(value) if isinstance(node, ast.Call)]
+    return any(getattr(one, "attr", getattr(one, "id", "")) in DRAWN for one in calls)
 
 
 def _own(value: Any) -> Any:
@@ -210,10 +257,11 @@ def no_scan(story: Story, inside: Inside) -> Iterator[None]:
 
 
 @contextmanager
-def system_chance(answer: Any, seed: str = "") -> Iterator[list[int]]:
+def system_chance(answer: Any, seed: str = "", flip: int = 0) -> Iterator[list[int]]:
     """A list of how many bytes of chance this thread takes from the system meanwhile, one entry a time.
 
-    With a `seed` they are the same bytes each time, so that an exploration meets the same keys again.
+    With a `seed` they are the same bytes each time, so that an exploration meets the same keys again; `flip`
+    says which bits of the last byte are others.
     """
     taken, real, mine = list[int](), os.urandom, threading.get_ident()
 
@@ -221,7 +269,10 @@ def system_chance(answer: Any, seed: str = "") -> Iterator[list[int]]:
         if threading.get_ident() != mine:
             return real(size)
         taken.append(size)
-        return hashlib.shake_256(f"{seed}:{len(taken)}".encode()).digest(size) if seed else real(size)
+        if not seed or not size:
+            return real(size)
+        same = hashlib.shake_256(f"{seed}:{len(taken)}".encode()).digest(size)
+        return same[:-1] + bytes([same[-1] ^ flip])
 
     functions = vars(answer).values() if isinstance(answer, type) else [answer]
     spaces = {
@@ -259,15 +310,31 @@ def _numbers(raw: bytes) -> list[str]:
 
 
 def _readings(text: str) -> list[str]:
-    """A text as it is, backwards, and as what it says in hex or in Base64."""
-    parts = [part for part in re.split(r"[^\w+/=-]", text) if part]
-    return [text, text[::-1], *(raw.decode("latin-1") for part in parts for raw in _bytes_of(part))]
+    """A text as it is, backwards, and as what it says by ROT13, in hex, Base32, 64 or 85, or packed."""
+    parts = {part for part in (*re.split(r"[^\w+/=-]", text), *text.split(":"), text) if part}
+    raws = [raw for part in parts for raw in _bytes_of(part)]
+    raws += [unpacked for raw in (*raws, text.encode("latin-1")) for unpacked in _unpacked(raw)]
+    return [text, text[::-1], codecs.encode(text, "rot13"), *(raw.decode("latin-1") for raw in raws)]
+
+
+def _unpacked(raw: bytes) -> list[bytes]:
+    with contextlib.suppress(zlib.error):
+        return [zlib.decompress(raw, wbits=47)]
+    return []
 
 
 def _bytes_of(text: str) -> list[bytes]:
-    """The bytes that a text in hex or in Base64 stands for, and those of the text itself."""
+    """The bytes that a text in hex or in Base32, 64 or 85 stands for, and those of the text itself."""
     found, standard = [text.encode()], text.replace("-", "+").replace("_", "/")
-    for read, words in ((binascii.unhexlify, text), (binascii.a2b_base64, f"{standard}==")):
+    whole = text.rstrip("=")
+    readers: list[tuple[Callable[[str], bytes], str]] = [
+        (binascii.unhexlify, text),
+        (binascii.a2b_base64, f"{standard}=="),
+        (base64.b32decode, whole.upper() + "=" * (-len(whole) % 8)),
+        (base64.b85decode, text),
+        (base64.a85decode, text),
+    ]
+    for read, words in readers:
         with contextlib.suppress(ValueError):
             found.append(read(words))
     return [one for one in found if len(one) >= 8]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import redis
@@ -107,6 +108,21 @@ _DELETES_ALL = """done = self.r.delete(self.key(token)) == 1
         return done"""
 _HSET = """pipe = self.r.pipeline().hset(self.key(token), "user", user)
         pipe.pexpire(self.key(token), self.ms).execute()"""
+_PIPED = """pipe = self.r.pipeline(transaction=False)
+        return pipe.get(self.key(token)).pexpire(self.key(token), self.ms).execute()[0]"""
+_ASKS_FIRST = """if not self.r.exists(self.key(token)):
+            return False
+        self.r.delete(self.key(token))
+        return True"""
+_REMEMBERS = """user, at = self.known.get(token, (None, 0))
+        if time.monotonic() - at > 0.02:
+            user = self.r.getex(self.key(token), px=self.ms)
+            self.known[token] = user, time.monotonic()
+        return user"""
+_IN_ONE = """pipe = self.r.pipeline().hset(self.name, self.key(token), user)
+        pipe.pexpire(self.name, self.ms).execute()"""
+_FROM_ONE = """pipe = self.r.pipeline().hget(self.name, self.key(token))
+        return pipe.pexpire(self.name, self.ms).execute()[0]"""
 _JSON = (
     ("import hashlib", "import hashlib, json"),
     (_SET, 'self.r.set(self.key(token), json.dumps({"user": user, "token": token}), px=self.ms)'),
@@ -137,6 +153,8 @@ WRONG = (
         "GETDEL, then SET: for a moment the session is not there",
         (_GET, _TWO.replace("self.r.get(", "self.r.getdel(")),
     ),
+    _wrong("race", "a plain pipeline: the session may end between GET and PEXPIRE", (_GET, _PIPED)),
+    _wrong("race", "EXISTS, then DEL: two are told that they ended the session", (_DESTROY, _ASKS_FIRST)),
     _wrong(
         "slide", "a session that is in use ends all the same", (_GET, "return self.r.get(self.key(token))")
     ),
@@ -185,6 +203,21 @@ WRONG = (
         (_HASH, "base64.b64encode(token.encode()).decode()"),
         ("import hashlib", "import base64"),
     ),
+    _wrong("clear", "ROT13", (_HASH, "codecs.encode(token, 'rot13')"), ("import hashlib", "import codecs")),
+    _wrong("clear", "XOR with a constant", (_HASH, "bytes(c ^ 42 for c in token.encode()).hex()")),
+    _wrong(
+        "clear",
+        "Base32",
+        (_HASH, "base64.b32encode(token.encode()).decode()"),
+        ("import hashlib", "import base64"),
+    ),
+    _wrong(
+        "clear",
+        "packed",
+        (_HASH, "zlib.compress(token.encode()).hex()"),
+        ("import hashlib", "import zlib"),
+    ),
+    _wrong("clear", "the numbers of its letters", (_HASH, "'-'.join(str(ord(c)) for c in token)")),
     _wrong("clear", "most of the token in clear", (_HASH, f"token[:32] + {_HASH}")),
     _wrong(
         "hash", "hash() is another number in each process", (_HASH, "hash(token)"), ("import hashlib\n", "")
@@ -226,6 +259,19 @@ WRONG = (
     ),
     _wrong(
         "shared",
+        "a pepper of its own in each process",
+        ("token.encode()", "PEPPER + token.encode()"),
+        ("class MySessions", "PEPPER = secrets.token_bytes(16)\n\nclass MySessions"),
+    ),
+    _wrong(
+        "shared",
+        "get() remembers for 20 ms: who was logged out goes on",
+        ("round(ttl * 1000))", "round(ttl * 1000))\n        self.known = {}"),
+        (_GET, _REMEMBERS),
+        ("import hashlib", "import hashlib, time"),
+    ),
+    _wrong(
+        "shared",
         "users are looked up in the process, where it knows them",
         (_SET, f"{_SET}\n        self.known[token] = user"),
         (_GET, f"found = {_GET[7:]}\n        return self.known.get(token, found)"),
@@ -260,6 +306,15 @@ WRONG = (
             _DELETES_ALL,
         ),
     ),
+    _wrong(
+        "others",
+        "one hash for all sessions: whoever uses one renews them all",
+        (_SET, _IN_ONE),
+        (_GET, _FROM_ONE),
+        (_DESTROY, "return self.r.hdel(self.name, self.key(token)) == 1"),
+    ),
+    _wrong("unknown", "False where there is no session", (_GET, f"{_GET} or False")),
+    _wrong("unknown", "'' where there is no session", (_GET, f"{_GET} or ''")),
     _wrong(
         "scan",
         "looks for the key among all keys",
@@ -299,9 +354,11 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_clock(kind, lab, inside)
     _check_tokens(kind, lab)
     _check_thief(kind, lab, inside)
+    _check_alike(kind, lab, inside)
     _check_crash(kind, lab, inside)
     _check_races(kind, lab, inside)
     _check_trips(kind, lab)
+    _check_gap(kind, lab, inside)
 
 
 def _check_users(kind: Any, lab: Lab, inside: Inside) -> None:
@@ -310,6 +367,7 @@ def _check_users(kind: Any, lab: Lab, inside: Inside) -> None:
     one, two = kind(lab.r, name, LONG), elsewhere(kind)(lab.client(), name, LONG)
     tokens = []
     hold = story.hold
+    _check_none(one, lab)
     for user in (*USERS, "ada"):
         token = story.take(f"create({user!r})", partial(one.create, user))
         hold(isinstance(token, str) and token, "token", "create() gives a token, a str", "what it returns")
@@ -329,6 +387,15 @@ def _check_users(kind: Any, lab: Lab, inside: Inside) -> None:
     )
     found = story.call(f"{said} in a store of another name", other.get, token)
     hold(found is None, "name", what, "the names of the keys")
+
+
+def _check_none(store: Any, lab: Lab) -> None:
+    """Where there is no session at all get() gives None, and nothing like it."""
+    story = Story("nobody has logged in yet")
+    found = story.call("get('no token')", store.get, "no token")
+    what = f"there is no such session: get() is to give None, and gives {found!r}"
+    story.hold(found is None, "unknown", what, "what get() returns where there is no key")
+    lab.r.flushdb()
 
 
 def _check_destroy(kind: Any, lab: Lab, inside: Inside) -> None:
@@ -359,6 +426,7 @@ def _check_kept(kind: Any, lab: Lab) -> None:
     store, other = kind(lab.r, name, LONG), elsewhere(kind)(lab.client(), name, LONG)
     look = "what is kept in your object, or in a variable: only Redis knows who is logged in"
     token = story.take("create('ada')", partial(store.create, "ada"))
+    story.call("get(token·1)", store.get, token)
     story.call("destroy(token·1) in another process", other.destroy, token)
     found = story.call("get(token·1)", store.get, token)
     story.hold(found is None, "shared", "another process destroyed the session, and here it goes on", look)
@@ -389,7 +457,8 @@ def _check_unknown(kind: Any, lab: Lab, inside: Inside) -> None:
         word = "a token, with some letters changed" if text in odd else repr(text[:20])
         look, story.lines = "what get() and destroy() do where there is no key", []
         found = story.call(f"get({word})", store.get, text)
-        hold(found is None, "unknown", "that is no token, and somebody is logged in by it", look)
+        what = f"that is no token: get() is to give None, and gives {found!r}"
+        hold(found is None, "unknown", what, look)
         done = story.call(f"destroy({word})", store.destroy, text)
         hold(done is False, "unknown", "that is no token, and destroy() is not False", look)
         same, what = inside.dump() == before, "a token that nobody has must change nothing in Redis"
@@ -458,7 +527,8 @@ def _slides(kind: Any, lab: Lab) -> bool:
     """In real time: used every half of `ttl` it goes on, and unused it ends. False: too slow a machine."""
     ttl, name = 0.24, lab.key("sessions")
     store, story = kind(lab.r, name, ttl), Story(f"ttl {ttl:g} s")
-    before = began = time.monotonic()
+    idle, before = store.create("ada"), time.monotonic()
+    began = before
     token = story.take('0.00 s: create("ada")', partial(store.create, "ada"))
     for _ in range(3):
         time.sleep(0.5 * ttl)
@@ -470,6 +540,10 @@ def _slides(kind: Any, lab: Lab) -> bool:
             found == "ada", "slide", "a session that is used all the time ends", "what get() sets anew"
         )
         before = now
+    if store.get(idle) is not None:
+        story.tell("get(another session of ada's, as old, which nobody used) -> not None")
+        what = "the use of one session renewed another"
+        story.hold(False, "others", what, "what the TTL that get() sets belongs to: one session, or more")
     time.sleep(ttl + 0.03)
     found = story.call(f"{time.monotonic() - began:.2f} s: get(token·1)", store.get, token)
     story.hold(found is None, "ttl", "a session that nobody used for `ttl` seconds is over", "what ends it")
@@ -523,10 +597,10 @@ def _check_tokens(kind: Any, lab: Lab) -> None:
             lab.r.flushdb()
     by_server = any("GENPASS" in " ".join(exchange.command).upper() for exchange in tape.commands)
     story = Story(*tokens[:4], "…")
-    what = f"a token can be guessed: {8 * sum(taken)} bits of chance were taken for it, and it needs 128"
-    story.hold(by_server or sum(taken) >= 16, "token", what, look)
+    what = f"a token can be guessed: {8 * sum(taken)} bits of chance were taken for it, and it needs 120"
+    story.hold(by_server or sum(taken) >= 15, "token", what, look)
     bits = chance(tokens)
-    what = f"tokens are too much alike: about {bits:.0f} bits of them are chance, and 128 are needed"
+    what = f"tokens are too much alike: about {bits:.0f} bits of them are chance, and 120 are needed"
     story.hold(bits >= ENOUGH, "token", what, look)
     story = Story(*(text[:80] for text in held[:4]), "…")
     what = "what Redis holds of a token is so short that a thief of it finds a token that fits"
@@ -547,9 +621,8 @@ def _check_thief(kind: Any, lab: Lab, inside: Inside) -> None:
                 [f"a token: {token}", f"in Redis, {moment}:", *(f"  {said(word)}" for word in words[:6])]
             )
             story.lines = [shown]
-            story.hold(
-                len(hidden) * 4 >= ENOUGH, "clear", "the token, or the most of it, can be read in Redis", look
-            )
+            what = "the token, or too much of it, can be read in Redis"
+            story.hold(hidden == token or len(hidden) * 4 >= ENOUGH, "clear", what, look)
             store.get(token)
     for word in words:
         text = word.decode(errors="replace")
@@ -558,6 +631,37 @@ def _check_thief(kind: Any, lab: Lab, inside: Inside) -> None:
             story.hold(
                 store.get(part) is None, "clear", "what is stored in Redis works as a token", "what is stored"
             )
+
+
+def _check_alike(kind: Any, lab: Lab, inside: Inside) -> None:
+    """Two tokens that differ in their last letter: their hashes differ in every place, and show nothing."""
+    tokens, kept = [], []
+    for flip in (0, 1):
+        lab.r.flushdb()
+        with system_chance(kind, "alike", flip):
+            tokens.append(kind(lab.r, "sessions", LONG).create("ada"))
+        kept.append(inside.dump())
+    letters = _apart(*(token.encode() for token in tokens))
+    if not 1 <= letters <= 6:
+        return  # they have the time in them, or each letter is drawn for itself
+    pairs = list(zip_longest(*kept, fillvalue=b""))
+    story = Story()
+    for token, pair in zip(tokens, zip(*pairs, strict=True), strict=True):
+        story.lines += [f"a token: {token}", "in Redis:", *(f"  {_end(word)}" for word in pair[:4])]
+    what = "where two tokens are alike, so is what Redis holds of them: it can be turned back into a token"
+    look = "hashlib.sha256: another letter changes all of it, and nobody finds a way back"
+    story.hold(sum(_apart(one, two) for one, two in pairs) >= 10, "clear", what, look)
+
+
+def _end(word: bytes) -> str:
+    """How a word in a counterexample ends, which is where these differ."""
+    text = word.decode(errors="replace")
+    return text if len(text) <= 60 else f"…{text[-59:]}"
+
+
+def _apart(one: bytes, two: bytes) -> int:
+    """In how many places they differ."""
+    return sum(a != b for a, b in zip_longest(one, two))
 
 
 def _check_crash(kind: Any, lab: Lab, inside: Inside) -> None:
@@ -642,8 +746,43 @@ def _check_races(kind: Any, lab: Lab, inside: Inside) -> None:
 
     cast = "A: get(token). B: destroy(token)"
     explored(lab, [get, destroy], "race", BETWEEN, cast, setup=setup, invariant=stays_over)
+
+    def one(r: Any, results: list[Any]) -> None:
+        assert sorted(results) == [False, True], (
+            f"two destroy one session, and only one may be told True: A is told {results[0]}, B {results[1]}"
+        )
+
     cast = "A and B: get(token)"
     explored(lab, [get, get], "race", BETWEEN, cast, setup=setup, invariant=both)
+    cast = "A and B: destroy(token)"
+    explored(lab, [destroy, destroy], "race", BETWEEN, cast, setup=setup, invariant=one)
+
+
+def _check_gap(kind: Any, lab: Lab, inside: Inside) -> None:
+    """The last second of a session is over while get() is at work: it renews it, or there is no user."""
+    lab.r.flushdb()
+    token = kind(lab.r, "sessions", LONG).create("ada")
+    put_back = inside.saved()
+
+    def setup(r: Any) -> None:
+        put_back(r)
+        inside.set_left(1000)
+
+    def get(r: Any) -> Any:
+        return kind(r, "sessions", LONG).get(token)
+
+    def passes(r: Any) -> None:
+        inside.later(1000, r)
+
+    def alive(r: Any, results: list[Any]) -> None:
+        found = results[0]
+        assert found is None or get(r) == "ada", (
+            f"A is told {found!r}, and the session was not renewed: it is over"
+        )
+
+    cast = "1 s is left of the session. A: get(token). ·: that second"
+    look = "whether time may pass between the reading and the new TTL: a plain pipeline is no transaction"
+    explored(lab, [get, passes], "race", look, cast, setup=setup, invariant=alive)
 
 
 def _check_trips(kind: Any, lab: Lab) -> None:
@@ -677,13 +816,20 @@ EXERCISE = Exercise(
     stem="session",
     name="sliding",
     title="A session that slides, in one round trip",
-    statement="Write sessions that last `ttl` seconds (fractions too) from their beginning or their "
-    "latest `get`, whichever is later, and no longer. `get` tells the user in **one** round trip "
-    "(loading a script does not count, also after a restart of the server), renews no other session, and "
-    "never brings one back to life. Several processes share the sessions; stores of other names know "
-    "nothing of them. A token has 128 bits of chance at least, and whoever can read all of Redis finds "
-    "nothing there that works as one. Every key ends by itself, also after a crash; no client's clock "
-    "counts; nothing goes through all keys.",
+    statement="""
+Write sessions that slide, for several processes at once:
+
+- A session lasts `ttl` seconds (fractions too) from its beginning or its latest `get`, whichever is later.
+  Then it is over.
+- `get` takes **one** round trip, also after a restart of the server. (Loading a script does not count.)
+- `get` renews no other session, brings none back to life, and tells no user of a session that has ended.
+- Of several who `destroy` one session at once, one is told True.
+- Stores of other names know nothing of these sessions.
+- A token has at least 120 bits of chance. (`uuid.uuid4()` has 122.)
+- Whoever can read all of Redis finds no token there, and nothing that can be turned back into one.
+- Every key ends by itself, also after a crash.
+- No client's clock counts, and nothing goes through all keys.
+""".strip(),
     answer="MySessions",
     stub=STUB.strip(),
     hints=(
