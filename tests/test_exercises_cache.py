@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -520,6 +522,50 @@ WRONG: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
             ),
         ),
     ),
+    "negative: long texts are not kept": (
+        "key",
+        (("    r.set(key", "    if len(text) < 500: r.set(key"),),
+    ),
+    "negative: names in small letters": (
+        "key",
+        (("    text = r.get(", "    key = key.lower()\n    text = r.get("),),
+    ),
+    "stampede: who waits gives up just after it was looked at": (
+        "alone",
+        (
+            ("    while True:", "    for _ in range(30):"),
+            ("time.sleep(random.uniform(0.01, 0.05))", "time.sleep(0.25)"),
+        ),
+    ),
+    "stampede: who waits gives up after a second by the clock": (
+        "alone",
+        (
+            ("import time", "from time import monotonic, sleep"),
+            ("    while True:", "    end = monotonic() + 1\n    while monotonic() < end:"),
+            ("time.sleep(", "sleep("),
+        ),
+    ),
+    "stampede: the number of the process in the lock's name": (
+        "alone",
+        (('f"{key}:lock"', 'f"{key}:{getpid()}"'), (_JSON, "import json\nfrom os import getpid")),
+    ),
+    "stampede: things whose names begin alike wait for each other": (
+        "others",
+        (('f"{key}:lock"', 'f"lock:{key[:3]}"'),),
+    ),
+    "stampede: a database that cannot be reached gives None": (
+        "error",
+        (("        value = load()", "        try: value = load()\n        except OSError: return None"),),
+    ),
+    "stampede: a load that fails is tried again at once": (
+        "error",
+        (
+            (
+                "        value = load()",
+                "        try: value = load()\n        except Exception: value = load()",
+            ),
+        ),
+    ),
     "stampede: whoever waits takes the lock after a while": (
         "alone",
         (("    while True:", "    for attempt in range(99):"), (_TAKE, f"{_TAKE} or attempt > 3")),
@@ -603,6 +649,27 @@ WRONG: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
         "race",
         ((_FILLED, "if self.r.delete(lease): self.r.set(key, json.dumps(row), px=self.ms)"),),
     ),
+    "update: the token is the time": (
+        "token",
+        (("secrets.token_hex(16)", "str(time.time())"), (_JSON, "import json, time")),
+    ),
+    "update: the token is one of a thousand": (
+        "token",
+        (("secrets.token_hex(16)", "str(random.randint(1, 1000))"), (_JSON, "import json, random")),
+    ),
+    "update: a miss looks at all names": (
+        "scan",
+        (("        token = secrets", "        self.r.keys(self.name + '*')\n        token = secrets"),),
+    ),
+    "update: a load that fails is tried again at once": (
+        "error",
+        (
+            (
+                "        row = self.store.load(id)",
+                "        try: row = self.store.load(id)\n        except Exception: row = self.store.load(id)",
+            ),
+        ),
+    ),
     "update: only the row's own changes are deleted": (
         "stale",
         ((_DROP, "changes.get('stock') and self.r.delete(*self.keys(id))"),),
@@ -610,6 +677,10 @@ WRONG: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
     "update: no key of the row has a TTL after an update": (
         "ttl",
         ((_DROP, f"{_DROP}\n        if row: self.r.set(self.keys(id)[0], json.dumps(row))"),),
+    ),
+    "update: an updated row stays for what was left of its time": (
+        "ttl",
+        ((_DROP, f"{_DROP} if not row else self.r.set(self.keys(id)[0], json.dumps(row), keepttl=True)"),),
     ),
     "update: each update lengthens what it does not change": (
         "scan",
@@ -646,7 +717,35 @@ def test_the_counterexample_tells_statements_and_commands_in_one_order() -> None
 
 @pytest.mark.parametrize("body", ["while True: pass", "while True: r.get(key)", "time.sleep(3600)"])
 def test_who_waits_for_ever_is_told(body: str) -> None:
-    exercise = dataclasses.replace(EXERCISES["stampede"], seconds=3)
+    exercise = dataclasses.replace(EXERCISES["stampede"], seconds=2)
     source = exercise.reference.replace("time.sleep(random.uniform(0.01, 0.05))", body)
     verdict = check.grade(exercise, exercise.build(source))
     assert verdict.property in ("hangs", "pause"), str(verdict)
+
+
+def test_a_lock_of_the_process_is_named_at_once() -> None:
+    exercise = EXERCISES["update"]
+    wrong = next(wrong for wrong in exercise.wrong if wrong.violates == "process")
+    began = time.monotonic()
+    verdict = check.grade(exercise, exercise.build(wrong.source))
+    assert "a threading.Lock holds in one process only" in verdict.message
+    assert time.monotonic() - began < exercise.seconds / 2
+
+
+def test_another_way_to_pause_is_told_what_is_seen() -> None:
+    waits = ("time.sleep(random.uniform(0.01, 0.05))", "__import__('threading').Event().wait(0.01)")
+    verdict = check.grade(EXERCISES["stampede"], _spoilt("stampede", waits))
+    assert (verdict.property, "only time.sleep is seen" in verdict.message) == ("pause", True), str(verdict)
+
+
+def test_threads_of_an_answer_print_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while it is graded nor after it; those of others do."""
+    printed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: printed.append(args.thread))
+    timers = "for seconds in (0, 3): threading.Timer(seconds, lambda: 1 / 0).start()"
+    source = _spoilt("update", (_JSON, "import json, threading"), (_DROP, f"{_DROP}\n        {timers}"))
+    verdict = check.grade(EXERCISES["update"], source)
+    assert verdict.state == "correct", str(verdict)
+    assert not printed
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    assert threading.excepthook is not threading.__excepthook__

@@ -9,11 +9,14 @@ import copy
 import functools
 import itertools
 import json
+import os
 import pickletools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from labkit.rig.race import explore, outside
 from labkit.teach.exercises import Failure
@@ -29,6 +32,7 @@ VALUES = (THING, 42, "text", [1, {"two": 2.5}], 10**17 + 1, True)
 FALSY: tuple[Any, ...] = (0, "", [], False, {}, 0.0)
 DISGUISED = ("null", "None", "nil", '""', "0", " ", "-1", "{}", [None], "false", "é")
 """Values that look like something else."""
+LONG = "a long text " * 400
 
 
 class Broken(Exception):
@@ -140,6 +144,93 @@ def _within(document: Any) -> Iterator[Any]:
         yield from _within(part)
 
 
+# Threads and processes
+
+
+def quietly(grade: Callable[[Any, Lab], None]) -> Callable[[Any, Lab], None]:
+    """That grade, where threads of the answer print no stack traces; its timers do not outlive the grade."""
+
+    @functools.wraps(grade)
+    def quiet(answer: Any, lab: Lab) -> None:
+        others, hook = set(threading.enumerate()), threading.excepthook
+
+        def except_from_the_answers(args: Any) -> None:
+            if args.thread in others:
+                hook(args)
+
+        with mock.patch.object(threading, "excepthook", except_from_the_answers):
+            try:
+                grade(answer, lab)
+            finally:
+                _end([thread for thread in threading.enumerate() if thread not in others])
+
+    return quiet
+
+
+def _end(threads: list[threading.Thread]) -> None:
+    until = time.monotonic() + 0.5
+    for thread in threads:
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
+    for thread in threads:
+        with contextlib.suppress(RuntimeError):
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+@contextlib.contextmanager
+def another_process(answer: Any) -> Iterator[None]:
+    """Meanwhile os.getpid() and hash() give what they might give in another process."""
+    pid, real = os.getpid(), hash
+
+    def other_hash(value: Any) -> int:
+        return real(("elsewhere", value)) if isinstance(value, str | bytes | tuple) else real(value)
+
+    def other_pid() -> int:
+        return pid + 1
+
+    with contextlib.ExitStack() as stack:
+        for space in _spaces(answer):
+            names = {name: other_pid for name, value in space.items() if value is os.getpid}
+            stack.enter_context(mock.patch.dict(space, {"hash": other_hash, **space, **names}))
+        stack.enter_context(mock.patch.object(os, "getpid", other_pid))
+        yield
+
+
+PROCESS = "what differs from process to process: hash() of a text, os.getpid()"
+
+
+@contextlib.contextmanager
+def sleeping(answer: Any, nap: Callable[[float], None]) -> Iterator[None]:
+    """In this thread sleeps are `nap(seconds)`, and the clocks go on by as much."""
+    slept, mine = 0.0, threading.get_ident()
+    real_sleep = time.sleep
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        if threading.get_ident() != mine:
+            real_sleep(seconds)
+            return
+        slept += seconds
+        nap(seconds)
+
+    def ahead(clock: Callable[[], float]) -> Callable[[], float]:
+        return lambda: clock() + (slept if threading.get_ident() == mine else 0)
+
+    clocks = [time.time, time.monotonic, time.perf_counter]
+    stand_ins: list[tuple[Any, Any]] = [(time.sleep, sleep), *((clock, ahead(clock)) for clock in clocks)]
+    with contextlib.ExitStack() as stack:
+        for space in (vars(time), *_spaces(answer)):
+            names = {n: fake for n, value in space.items() for real, fake in stand_ins if value is real}
+            stack.enter_context(mock.patch.dict(space, names))
+        yield
+
+
+def _spaces(answer: Any) -> list[dict[str, Any]]:
+    """The names that the functions of an answer see."""
+    found = getattr(_function(answer), "__globals__", None)
+    return [found] if found is not None and found is not globals() else []
+
+
 # Explorations
 
 
@@ -164,6 +255,7 @@ class _Counted:
 
     def __init__(self, pool: Any, most: Callable[[], int], naps: int) -> None:
         self.pool, self.most, self.naps, self.asked = pool, most, naps, list[float]()
+        self.held = 0
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
         now = time.monotonic()
@@ -172,7 +264,13 @@ class _Counted:
         if len(self.asked) >= self.most() or self.naps < 0:
             raise _Enough
         self.asked.append(now)
-        return self.pool.get_connection(*args, **options)
+        connection = self.pool.get_connection(*args, **options)
+        self.held += 1
+        return connection
+
+    def release(self, connection: Any) -> None:
+        self.held -= 1
+        self.pool.release(connection)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
@@ -268,8 +366,9 @@ Call = Callable[[Any, str, Callable[[], Any], float], Any]
 
 def check_hits(call: Call, said: str, lab: Lab) -> None:
     """What was loaded is given, by the caller who loaded it and by the next; and from one round trip."""
-    for value in (*VALUES, *FALSY, *DISGUISED):
-        key, story, source = lab.key("thing"), Story(f"load() gives {value!r}"), Source(value)
+    for value in (*VALUES, *FALSY, *DISGUISED, LONG):
+        shown = "a text of 4800 letters" if value is LONG else repr(value)
+        key, story, source = lab.key("thing"), Story(f"load() gives {shown}"), Source(value)
         got = story.call(said, call, lab.r, key, source, TTL)
         what = "a new key: load() has to be called, and this is what another key has"
         story.hold(source.calls, "key", what, "the name of the key")
@@ -304,7 +403,7 @@ def check_hits(call: Call, said: str, lab: Lab) -> None:
 
 def check_other_keys(call: Call, said: str, lab: Lab, values: Sequence[Any]) -> None:
     """Several keys, of any name, hold several values; each is forgotten when its key is deleted."""
-    names = [lab.key("thing"), lab.key("thing2"), "product:7", "product:70", "product"]
+    names = [lab.key("thing"), lab.key("thing2"), "product:7", "product:70", "product", "Product:7"]
     story, sources = Story(), {name: Source(f"value of {name}") for name in names}
     for _ in range(2):
         for name, source in sources.items():
@@ -390,17 +489,20 @@ def check_time(
 
 def check_error(call: Call, said: str, lab: Lab) -> None:
     """What load() raises is the caller's, and nothing is remembered of it."""
-    for error in (Broken("the database is down"), KeyError("price"), TypeError("load"), ValueError("load")):
-        key, story = lab.key("thing"), Story(f"load() raises {type(error).__name__}")
+    errors = (Broken, KeyError, TypeError, ValueError, ConnectionError, TimeoutError)
+    for error in (kind("the database is down") for kind in errors):
+        key, story, source = lab.key("thing"), Story(f"load() raises {type(error).__name__}"), Source(error)
         raised: BaseException | None = None
         try:
-            story.call(said, call, lab.r, key, Source(error), TTL)
+            story.call(said, call, lab.r, key, source, TTL)
         except Exception as caught:
             raised = caught
             story.tell(f"{said} raises {type(caught).__name__}")
         story.hold(
             raised is error, "error", "what load() raises goes to the caller as it is", "your `except`"
         )
+        what = f"load() fails, and is called {source.calls} times: who is down is asked even more often"
+        story.hold(source.calls == 1, "error", what, "your `except`, and what it calls")
         what = "load() failed, and something is remembered as if it had not"
         story.hold(not lab.r.exists(key), "error", what, "what is written before load() has given something")
 

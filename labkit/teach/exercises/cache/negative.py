@@ -12,6 +12,7 @@ from labkit.teach.exercises.cache.grading import (
     TTL,
     Query,
     Source,
+    Waiting,
     check_error,
     check_hits,
     check_json,
@@ -20,6 +21,8 @@ from labkit.teach.exercises.cache.grading import (
     check_shared,
     check_time,
     explored,
+    patient,
+    quietly,
     same,
     texts,
 )
@@ -243,6 +246,28 @@ WRONG = (
     ),
     wrong(
         REFERENCE,
+        "meanwhile",
+        "a mark that somebody loads, which others take for nothing",
+        (
+            "    value = load()\n",
+            "    r.set(key, '', px=max(1, round(negative_ttl * 1000)))\n    try:\n        value = load()\n"
+            "    except BaseException:\n        r.delete(key)\n        raise\n",
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "error",
+        "a database that cannot be reached becomes a thing that is not there",
+        ("value = load()", "try:\n        value = load()\n    except OSError:\n        value = None"),
+    ),
+    wrong(
+        REFERENCE,
+        "error",
+        "whatever fails, it loads again",
+        ("value = load()", "try:\n        value = load()\n    except Exception:\n        value = load()"),
+    ),
+    wrong(
+        REFERENCE,
         "error",
         "a database that is down becomes a thing that is not there",
         ("value = load()", "try:\n        value = load()\n    except Exception:\n        value = None"),
@@ -275,6 +300,7 @@ SAID = "cached(r, key, load, 60, 20)"
 SAID_NOTHING = "cached(r, key, load, ttl, negative_ttl)"
 
 
+@quietly
 def _grade(cached: Any, lab: Lab) -> None:
     def value(r: Any, key: str, load: Any, ttl: float) -> Any:
         return cached(r, key, load, ttl, NEGATIVE_TTL)
@@ -293,6 +319,7 @@ def _grade(cached: Any, lab: Lab) -> None:
     look = "cached(r, key, load, 60, negative_ttl)"
     check_time(nothing, look, lab, None, (NEGATIVE_TTL, 100, 1.234, 0.75), "negative_ttl")
     check_error(value, SAID, lab)
+    _check_meanwhile(cached, lab)
     _check_crash(cached, lab)
     _check_expiry(cached, lab)
     _check_two(cached, lab)
@@ -335,6 +362,22 @@ def _check_mark(cached: Any, lab: Lab) -> None:
                 what = "this value is taken for what stands for nothing"
                 held = same(got, mark) and source.calls == 1
                 story.hold(held, "mark", what, "what stands for nothing: no JSON text may look like it")
+
+
+def _check_meanwhile(cached: Any, lab: Lab) -> None:
+    """While one loads, another asks: it loads too, or waits. It is not told that there is no such thing."""
+    key, story, got = lab.key("thing"), Story(f"load() gives {THING!r}"), list[Any]()
+
+    def other(r: Any) -> Any:
+        return cached(r, key, Source(THING), TTL, NEGATIVE_TTL)
+
+    ask = patient(cached, other, naps=5)
+    story.tell(f"A: {SAID}; while its load() runs, B: the same")
+    cached(lab.r, key, Source(THING, lambda: got.append(ask(lab.client()))), TTL, NEGATIVE_TTL)
+    story.tell(f"B gets {got[0]!r}")
+    held = isinstance(got[0], Waiting) or same(got[0], THING)
+    what = "A is still loading, and B takes what A has left in Redis for an answer"
+    story.hold(held, "meanwhile", what, "what is written before load() has given something")
 
 
 def _check_crash(cached: Any, lab: Lab) -> None:
@@ -387,14 +430,17 @@ EXERCISE = Exercise(
     stem="cache",
     name="negative",
     title="A cache that remembers what is not there",
-    statement="Write `cached`: it gives what `load()` gives, from Redis if it is there. `load()` gives any "
-    'value that JSON can hold, also `0`, `""`, `[]` and `False`; or `None`: there is no such thing. Both are '
-    "remembered under `key`, the values as JSON: a value for `ttl` seconds, `None` for `negative_ttl` "
-    "seconds (fractions too). For so long, counted from the load, `load` is not called again. "
-    "A hit is one round trip. `DEL key` makes it forget, whatever it was. What `load` "
-    "raises goes to the caller, "
-    "and is not remembered. No key is ever without a TTL, even if your process crashes at the worst moment; "
-    "and between any two of your commands the key may expire.",
+    statement="""Write `cached`: it gives what `load()` gives, from Redis if it is there.
+
+- `load()` gives any value that JSON can hold, also `0`, `""`, `[]` and `False`. Or it gives `None`: there is
+  no such thing.
+- Both are remembered under `key`, values as JSON: a value for `ttl` seconds, `None` for `negative_ttl`
+  seconds (fractions too), counted from the load. For so long `load` is not called again.
+- A hit is one round trip. `DEL key` makes it forget, whatever it was.
+- Nobody is told `None` while another caller still loads.
+- What `load` raises goes to the caller at once, and is not remembered.
+- No key is ever without a TTL, even if your process crashes at the worst moment. Between any two of your
+  commands the key may expire.""",
     answer="cached",
     stub=STUB.strip(),
     hints=(

@@ -11,6 +11,7 @@ from labkit.rig.race import explore
 from labkit.teach.exercises import Exercise, Failure
 from labkit.teach.exercises.cache.grading import (
     FALSY,
+    PROCESS,
     THING,
     TTL,
     Broken,
@@ -18,6 +19,7 @@ from labkit.teach.exercises.cache.grading import (
     Snapshot,
     Source,
     Waiting,
+    another_process,
     check_error,
     check_hits,
     check_json,
@@ -28,7 +30,9 @@ from labkit.teach.exercises.cache.grading import (
     explored,
     patient,
     put_back,
+    quietly,
     same,
+    sleeping,
     snapshot,
     texts,
 )
@@ -148,6 +152,32 @@ WRONG = (
         "who waits raises after three questions",
         ("while True:", "for _ in range(3):"),
         ("    try:\n", "    else:\n        raise TimeoutError('somebody else is loading')\n    try:\n"),
+    ),
+    wrong(
+        REFERENCE,
+        "alone",
+        "who waits loads after two seconds",
+        ("while True:", "for _ in range(40):"),
+        (_SLEEP, "time.sleep(0.05)"),
+    ),
+    wrong(
+        REFERENCE,
+        "alone",
+        "who has waited for `lease` seconds loads, whoever is at it by then",
+        ("    while True:", "    end = time.monotonic() + lease\n    while time.monotonic() < end:"),
+    ),
+    wrong(
+        REFERENCE,
+        "wait",
+        "who waits raises after seconds",
+        ("while True:", "for _ in range(30):"),
+        ("    try:\n", "    else:\n        raise TimeoutError('somebody else is loading')\n    try:\n"),
+    ),
+    wrong(
+        REFERENCE,
+        "alone",
+        "the lock's name differs from process to process",
+        ('f"{key}:lock"', 'f"lock:{hash(key)}"'),
     ),
     wrong(REFERENCE, "crash", "a lock without a TTL", (", px=max(1, round(lease * 1000))", "")),
     wrong(
@@ -316,6 +346,7 @@ SAID = "cached_once(r, key, load, 60, 7.5)"
 ALONE = "who may call load(), and what the others do"
 
 
+@quietly
 def _grade(once: Any, lab: Lab) -> None:
     def call(r: Any, key: str, load: Any, ttl: float) -> Any:
         return once(r, key, load, ttl, LEASE)
@@ -323,6 +354,7 @@ def _grade(once: Any, lab: Lab) -> None:
     check_hits(call, SAID, lab)
     running = _check_running(once, lab)
     _check_waits(once, lab, running)
+    _check_patience(once, lab, running)
     _check_others(once, lab, running)
     _check_released(once, lab)
     check_other_keys(call, SAID, lab, ("first", "second", 0, "third"))
@@ -400,11 +432,70 @@ def _check_waits(once: Any, lab: Lab, running: Snapshot) -> None:
         ", ".join(f"{pause:.3f}" for pause in pauses[:12]) or "none"
     )
     look = "the seconds between two questions"
+    what = "who waits asks Redis as fast as it can: that is a stampede, too"
     if len(pauses) < 4 or sum(pauses) < 0.005 * len(pauses):
-        raise Failure("pause", "who waits asks Redis as fast as it can: that is a stampede, too", shown, look)
+        raise Failure("pause", f"{what} (only time.sleep is seen)", shown, look)
     if max(pauses) > 0.2501 and not _blocks(once, lab, setup):
         what = "who waits sleeps for longer than 0.25 s, and the value may be there soon"
         raise Failure("pause", what, shown, look)
+
+
+_real_clock = time.perf_counter
+
+
+class _Over(BaseException):
+    """It has waited for long enough, or in another way than by time.sleep."""
+
+
+def _check_patience(once: Any, lab: Lab, running: Snapshot) -> None:
+    """B, in another process, waits for longer than `lease`, since others load, one after the other."""
+    slept, query = [0.0], Source(THING)
+
+    def nap(seconds: float) -> None:
+        slept[0] += seconds
+        if slept[0] > 1.2 * LEASE:
+            raise _Over
+
+    raw = lab.client(decode_responses=False)
+    raw.flushdb()
+    put_back(raw, running)
+    with another_process(once), sleeping(once, nap):
+        try:
+            ends = f"it gets {_waited(once, lab.client(), query)!r}"
+        except _Over:
+            return
+        except Exception as error:
+            ends = f"it raises {type(error).__name__}: {error}"[:100]
+        finally:
+            raw.flushdb()
+    shown = (
+        f"While load() of A runs. B, in another process: cached_once()\nB sleeps for {slept[0]:.2f} s in all"
+    )
+    if not slept[0]:
+        what = "B does not see that A, in another process, is loading"
+        raise Failure("alone", what, shown, f"the names of your keys, and {PROCESS}")
+    shown += f"\nthen {'it calls load()' if query.calls else ends}"
+    what = "B gives up waiting, and calls load() too" if query.calls else "who waits gives up"
+    raise Failure("alone" if query.calls else "wait", what, shown, "what ends its loop: only the value may")
+
+
+def _waited(once: Any, r: Any, query: Source) -> Any:
+    """What B gets, unless it begins to wait in a command of Redis, or does so in some other way."""
+    until, execute = _real_clock() + 3, r.execute_command
+
+    def watched(*words: Any, **options: Any) -> Any:
+        if "BLOCK" in words or str(words[0]).upper() in BLOCKING or _real_clock() > until:
+            raise _Over
+        return execute(*words, **options)
+
+    def pubsub(**options: Any) -> Any:
+        raise _Over
+
+    r.execute_command, r.pubsub = watched, pubsub
+    return once(r, "thing", query, TTL, LEASE)
+
+
+BLOCKING = ("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT")
 
 
 def _blocks(once: Any, lab: Lab, setup: Any) -> bool:
@@ -424,9 +515,13 @@ def _check_others(once: Any, lab: Lab, running: Snapshot) -> None:
         assert not isinstance(results[0], Waiting), what
         assert same(results[0], "another"), f"B asks for another thing, and gets {results[0]!r}"
 
-    cast, look = 'While A loads "thing". B: cached_once(r, "other", load, 60, 7.5)', "the names of your keys"
-    actor = _ask(once, query, key="other")
-    explored(lab, [actor], "others", look, cast, setup=lambda r: put_back(r, running), invariant=rule)
+    for key in ("other", "thing2"):
+        cast, look = (
+            f'While A loads "thing". B: cached_once(r, "{key}", load, 60, 7.5)',
+            "the names of your keys",
+        )
+        actor = _ask(once, query, key=key)
+        explored(lab, [actor], "others", look, cast, setup=lambda r: put_back(r, running), invariant=rule)
 
 
 def _loads_at_once(
@@ -675,19 +770,20 @@ EXERCISE = Exercise(
     stem="cache",
     name="stampede",
     title="Many callers, one load",
-    statement="Write `cached_once`: it gives what `load()` gives (a value that JSON can "
-    "hold, never `None`), from "
-    "Redis if it is there, and keeps it under `key`, as JSON, for `ttl` seconds. Callers "
-    "are in many processes, which "
-    "share nothing but Redis. Of all who miss at once **one** calls `load`; the others ask Redis again, with "
-    "pauses of 5 to 250 ms, until the value is there. A load takes less than "
-    "`lease` seconds (fractions too), "
-    "but its process may crash: after `lease` seconds, and not before, one of the "
-    "others loads. Or it stands still "
-    "for longer than that and goes on: then its caller gets what it loaded, and "
-    "the turn of whoever loads now "
-    "stays as it is. What `load` raises goes to the caller, and the next one may load at once. "
-    "A hit is one round trip; `DEL key` makes it forget; no key is ever without a TTL.",
+    statement="""Write `cached_once`: it gives what `load()` gives, from Redis if it is there. Of all who miss
+at once, **one** calls `load`.
+
+- `load()` gives a value that JSON can hold, never `None`. It is kept under `key`, as JSON, for `ttl` seconds.
+  A hit is one round trip; `DEL key` makes it forget.
+- Callers are in many processes, which share nothing but Redis.
+- Those who do not load ask Redis again, with pauses of 5 to 250 ms by `time.sleep`, until the value is there.
+  They never give up.
+- A load takes less than `lease` seconds (fractions too). Its process may crash: after `lease` seconds, and
+  not before, one of the others loads.
+- Or it stands still for longer than that and goes on. Then its caller gets what it loaded, and the turn of
+  whoever loads now stays as it is.
+- What `load` raises goes to the caller at once, and the next one may load.
+- No key is ever without a TTL.""",
     answer="cached_once",
     stub=STUB.strip(),
     hints=(

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest import mock
+
+import redis
 
 from labkit.rig.race import outside
-from labkit.teach.exercises import Exercise
+from labkit.teach.exercises import Exercise, Failure
 from labkit.teach.exercises.cache.grading import (
+    PROCESS,
     TTL,
     Broken,
     Waiting,
+    another_process,
     documents,
     explored,
     is_pickle,
     mortal,
     patient,
+    quietly,
     same,
     short_expire,
     texts,
 )
-from labkit.teach.exercises.lock.grading import Story, wrong
+from labkit.teach.exercises.lock.grading import COUNTED, Story, check_chance, wrong
 from labkit.teach.lab import Lab
 
 STUB = '''
@@ -324,6 +331,56 @@ WRONG = (
             'found = self.r.keys(f"{self.name}:*")\n        if found:\n            self.r.delete(*found)',
         ),
     ),
+    wrong(
+        REFERENCE,
+        "scan",
+        "KEYS in a script: the server stands still all the same",
+        (
+            _DROP,
+            "self.r.register_script(\"for _, key in ipairs(redis.call('KEYS', ARGV[1])) do \"\n"
+            '            "redis.call(\'DEL\', key) end")(args=[f"{self.name}:{{{id}}}*"])',
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "token",
+        "tokens are counted in the process: another process counts the same",
+        ("import secrets", "import itertools"),
+        ('    FILL = """', '    COUNT = itertools.count()\n    FILL = """'),
+        ("secrets.token_hex(16)", "str(next(self.COUNT))"),
+    ),
+    wrong(
+        REFERENCE,
+        "process",
+        "a lock of the process: the other processes read and update all the same",
+        ("import secrets", "import threading\n\nLOCK = threading.Lock()"),
+        (_GET, "        with LOCK:\n" + "".join(f"    {line}\n" for line in _PLAIN.splitlines())),
+        (_SAVE + f"        {_DROP}", f"with LOCK:\n            {_SAVE}            {_DROP}"),
+    ),
+    wrong(
+        REFERENCE,
+        "error",
+        "Redis cannot be reached, and nobody is told that the old row is still there",
+        (_DROP, f"try:\n            {_DROP}\n        except Exception:\n            pass"),
+    ),
+    wrong(
+        REFERENCE,
+        "error",
+        "a database that cannot be reached is a row that is not there",
+        (
+            _LOAD,
+            f"        try:\n    {_LOAD}        except OSError:\n            row = None\n",
+        ),
+    ),
+    wrong(
+        REFERENCE,
+        "shared",
+        "names of keys that differ from process to process",
+        (
+            'f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"',
+            "f\"{self.name}:{hash(f'row {id}')}\", f\"{self.name}:{hash(f'row {id}')}:lease\"",
+        ),
+    ),
     wrong(REFERENCE, "scan", "all is forgotten, of everybody", (_DROP, "self.r.flushdb()")),
     wrong(
         REFERENCE,
@@ -432,6 +489,7 @@ class Store:
         self.ids = ids or (7,)
         self.failing: Exception | None = None
         self.before_commit: Callable[[], Any] | None = None
+        self.in_load: Callable[[], Any] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -441,6 +499,8 @@ class Store:
     def load(self, id: int) -> dict[str, Any] | None:
         def select() -> dict[str, Any] | None:
             self.loads.append(id)
+            if self.in_load is not None:
+                self.in_load()
             return copy.deepcopy(self.rows.get(id))
 
         return outside(("SQL", "SELECT", "row", str(id)), select, reads=[f"row {id}"], show=_shown)
@@ -469,8 +529,11 @@ def _shown(row: dict[str, Any] | None) -> dict[str, Any] | None:
     return row and {name: row[name] for name in ("price", "stock", "version")}
 
 
+@quietly
 def _grade(kind: Any, lab: Lab) -> None:
     _check_hits(kind, lab)
+    _check_scans(kind, lab)
+    _check_thread(kind, lab)
     _check_update(kind, lab)
     _check_names(kind, lab)
     _check_missing(kind, lab)
@@ -478,6 +541,8 @@ def _grade(kind: Any, lab: Lab) -> None:
         _check_time(kind, lab, ttl)
     _check_longer(kind, lab)
     _check_commit(kind, lab)
+    _check_errors(kind, lab)
+    _check_tokens(kind, lab)
     _check_crash(kind, lab)
     _check_reader(kind, lab)
     _check_writers(kind, lab)
@@ -486,7 +551,7 @@ def _grade(kind: Any, lab: Lab) -> None:
 def _check_hits(kind: Any, lab: Lab) -> None:
     lab.r.flushdb()
     store, name, story = Store(), lab.key("rows"), Story()
-    one, other = kind(lab.r, store, name, TTL), kind(lab.client(), store, name, TTL)
+    one = kind(lab.r, store, name, TTL)
     row = store.rows[7]
     got = story.call("get(7)", one.get, 7)
     once = len(store.loads)
@@ -502,11 +567,11 @@ def _check_hits(kind: Any, lab: Lab) -> None:
     what = "Redis is not asked: what this process remembers may be old by now"
     story.hold(tape.round_trips, "shared", what, "what is remembered in the process")
     story.hold(tape.round_trips == 1, "trips", "a hit is one round trip", "what is asked before the value")
-    got = story.call("another process: get(7)", other.get, 7)
-    what = "what one process has loaded is not there for another"
-    story.hold(
-        len(store.loads) == once and same(got, row), "shared", what, "what is remembered in the process"
-    )
+    with another_process(kind):
+        other = kind(lab.client(), store, name, TTL)
+        got = story.call("another process: get(7)", other.get, 7)
+    what, look = "what one process has loaded is not there for another", "what is remembered in the process"
+    story.hold(len(store.loads) == once and same(got, row), "shared", what, f"{look}; {PROCESS}")
     _check_readable(lab, story)
 
 
@@ -527,6 +592,12 @@ def _mentions(document: Any) -> bool:
     return isinstance(document, dict | list) and ROW["name"] in str(document)
 
 
+def _asks_nothing(client: Any) -> bool:
+    """It has not asked Redis for a while, and does not wait in a command."""
+    pool = client.connection_pool
+    return not getattr(pool, "held", 0) and time.monotonic() - max([0.0, *getattr(pool, "asked", [])]) > 0.5
+
+
 def _check_update(kind: Any, lab: Lab) -> None:
     lab.r.flushdb()
     store, name, story = Store(7, 8), lab.key("rows"), Story()
@@ -535,9 +606,7 @@ def _check_update(kind: Any, lab: Lab) -> None:
         for id in (7, 8):
             story.call(f"get({id})", one.get, id)
         before = after = len(store.loads)
-        with lab.tap() as tape:
-            new = story.call(f"update(7, price={price})", partial(one.update, 7, price=price))
-        _check_scan(story, tape)
+        new = story.call(f"update(7, price={price})", partial(one.update, 7, price=price))
         what = "update() saves the changes once, and nothing else"
         story.hold(
             store.saves[-1] == {"price": price} and len(store.saves) == store.rows[7]["version"] - 9,
@@ -559,18 +628,51 @@ def _check_update(kind: Any, lab: Lab) -> None:
         story.hold(8 not in store.loads[before:], "others", what, "what update() deletes")
 
 
-LOOKS_AT_ALL = re.compile(r"(?<![\w\[])(KEYS|H?SCAN|FLUSHDB|FLUSHALL|RANDOMKEY)(?![\w\[])(?!\s*\[)")
-
-
-def _check_scan(story: Story, tape: Any) -> None:
+def _check_scans(kind: Any, lab: Lab) -> None:
+    """A miss, a hit and an update touch the row's own keys; scripts do, too."""
+    lab.r.flushdb()
+    lab.r.script_flush()
+    story, store = Story(), Store()
+    with lab.tap() as tape:
+        cache = kind(lab.r, store, lab.key("rows"), TTL)
+        for said, fn in {
+            "get(7)": lambda: cache.get(7),
+            "get(7) again": lambda: cache.get(7),
+            "update(7, price=3)": lambda: cache.update(7, price=3),
+        }.items():
+            story.call(said, fn)
     for exchange in tape.commands:
-        name = exchange.command[0].upper()
-        script = exchange.command[1] if name == "EVAL" else ""
-        inside = re.findall(r"call\s*\(\s*['\"](\w+)", script)
-        for command in (name, *(word.upper() for word in inside)):
+        first, *words = exchange.command
+        scripts = words if first.upper() in ("EVAL", "EVAL_RO", "SCRIPT", "SCRIPT LOAD", "FUNCTION") else []
+        inside = re.findall(r"call\s*\(\s*['\"](\w+)", " ".join(scripts))
+        for command in (first.upper(), *(word.upper() for word in inside)):
             what = f"{command} goes through every key of the server, or empties it"
-            held = command not in ("KEYS", "SCAN", "FLUSHDB", "FLUSHALL")
+            held = command not in ("KEYS", "SCAN", "FLUSHDB", "FLUSHALL", "RANDOMKEY", "SWAPDB")
             story.hold(held, "scan", what, "the keys of one row: you know their names")
+
+
+def _check_thread(kind: Any, lab: Lab) -> None:
+    """While one loads, another reads, in a thread: who waits for it has to wait by way of Redis."""
+    lab.r.flushdb()
+    store, client, stuck = Store(), lab.client(), list[bool]()
+    other = threading.Thread(target=lambda: _reading(kind, store)(client), daemon=True)
+
+    def meanwhile() -> None:
+        store.in_load = None
+        other.start()
+        for _ in range(2):
+            other.join(1)
+            if not (other.is_alive() and _asks_nothing(client)):
+                return
+        stuck.append(True)
+
+    store.in_load = meanwhile
+    kind(lab.r, store, lab.key("rows"), TTL).get(7)
+    other.join(5)
+    shown = "A: get(7). While its load() runs, B: get(7)\nB waits, and asks Redis nothing"
+    what = "callers wait for each other in the process: a threading.Lock holds in one process only"
+    if stuck:
+        raise Failure("process", what, shown, "what other processes know of it: they share nothing but Redis")
 
 
 def _check_names(kind: Any, lab: Lab) -> None:
@@ -637,6 +739,8 @@ def _check_time(kind: Any, lab: Lab, ttl: float) -> None:
         ("get(7)", lambda: None),
         ("update(7, price=3); get(7)", lambda: cache.update(7, price=3)),
     ):
+        for key in lab.r.scan_iter():
+            lab.r.pexpire(key, round(ttl * 500))  # half of the time has passed
         since = time.monotonic()
         fn()
         cache.get(7)
@@ -700,6 +804,49 @@ def _check_commit(kind: Any, lab: Lab) -> None:
         "the save failed, and its row is read",
         "the order of the two writes",
     )
+
+
+def _check_errors(kind: Any, lab: Lab) -> None:
+    """What load() raises is the caller's, and so is what Redis raises when a row has been saved."""
+    for error in (Broken("the database is down"), ConnectionError("the database is down")):
+        lab.r.flushdb()
+        store, story, raised = Store(), Story(), None
+        store.in_load, cache = partial(_fail, error), kind(lab.r, store, lab.key("rows"), TTL)
+        try:
+            story.call("get(7)", cache.get, 7)
+        except Exception as caught:
+            raised = caught
+        story.tell(f"get(7): load() raises {type(error).__name__}; it was called {len(store.loads)} times")
+        what = "what load() raises goes to the caller, at once"
+        story.hold(raised is error and len(store.loads) == 1, "error", what, "your `except`")
+        store.in_load = None
+        got = story.call("get(7)", cache.get, 7)
+        what = "load() failed, and something is remembered as if it had not"
+        story.hold(
+            same(got, store.rows[7]), "error", what, "what is written before load() has given something"
+        )
+    _check_no_redis(kind, lab)
+
+
+def _fail(error: Exception) -> None:
+    raise error
+
+
+def _check_no_redis(kind: Any, lab: Lab) -> None:
+    lab.r.flushdb()
+    client, story = lab.client(), Story()
+    cache = kind(client, Store(), lab.key("rows"), TTL)
+    story.call("get(7)", cache.get, 7)
+    story.tell("Redis cannot be reached any more")
+    error = redis.ConnectionError("Redis cannot be reached")
+    with mock.patch.object(client.connection_pool, "get_connection", side_effect=error):
+        try:
+            story.call("update(7, price=3)", partial(cache.update, 7, price=3))
+            raised = False
+        except Exception:
+            raised = True
+    what = "the old row is still in Redis, and update() says nothing of it"
+    story.hold(raised, "error", what, "your `except`: the caller has to know that")
 
 
 def _check_crash(kind: Any, lab: Lab) -> None:
@@ -807,22 +954,42 @@ def _check_writers(kind: Any, lab: Lab) -> None:
     explored(lab, actors, STALE, look, cast, setup=_cases(kind, store, True), invariant=rule, max_switches=4)
 
 
+def _check_tokens(kind: Any, lab: Lab) -> None:
+    """What tells one reader's lease from another's is nothing that another process might come to."""
+    raw, held = lab.client(decode_responses=False), list[str]()
+    store = Store()
+
+    def note() -> None:
+        store.in_load = None  # a reader may load once more
+        held.append(" ".join(text for key in sorted(raw.scan_iter()) for text in texts(raw, key)))
+
+    with lab.tap() as tape:
+        for _ in range(30):
+            raw.flushdb()
+            store.in_load = note
+            kind(lab.r, store, "rows", TTL).get(7)
+    counted = any(COUNTED.search(" ".join(exchange.command)) for exchange in tape.commands)
+    if not counted and len(set(held)) > 1:  # else there is a lock that is nobody's own, or nothing
+        check_chance(held, "secrets.token_hex(16)")
+
+
 EXERCISE = Exercise(
     stem="cache",
     name="update",
     title="An update that leaves nothing stale",
-    statement="Write a cache of the rows of a database: `get` and `update`, for many "
-    "processes at once. Rows are "
-    "kept in Redis as JSON (or as hashes), under keys that begin with `name`, for `ttl` "
-    "seconds (fractions too) after "
-    "they were loaded or updated. "
-    "**Once `update` has returned, no `get` that begins then gives an older row**, whoever reads or updates "
-    "meanwhile, and whatever stands still for how long: a call may take nearly `ttl` "
-    "seconds. Nobody reads what is not "
-    "committed. If an updater crashes after its commit, the old row may be read for `ttl` seconds at most. "
-    "A hit is one round trip, and `update` touches no other row. After an update the "
-    "row is kept again as before. "
-    "Every key has a TTL at every moment.",
+    statement="""Write a cache of the rows of a database: `get` and `update`, for many processes at once.
+
+**Once `update` has returned, no `get` that begins then gives an older row**, whoever reads or updates
+meanwhile, and whatever stands still for how long: a call may take nearly `ttl` seconds.
+
+- Rows are kept in Redis as JSON (or as hashes), under keys that begin with `name`, for `ttl` seconds
+  (fractions too) after they were loaded or updated. After an update the row is kept again as before.
+- A hit is one round trip. `update` touches no other row.
+- Nobody reads what is not committed. If an updater crashes after its commit, the old row may be read for
+  `ttl` seconds at most.
+- What the store or Redis raises in `update` goes to the caller: he has to know that the old row may still be
+  there. So does what `load` raises in `get`.
+- Every key has a TTL at every moment.""",
     answer="MyCache",
     stub=STUB.strip(),
     hints=(
@@ -841,5 +1008,5 @@ EXERCISE = Exercise(
     reference=REFERENCE.strip(),
     wrong=WRONG,
     grade=_grade,
-    seconds=30,
+    seconds=20,
 )
