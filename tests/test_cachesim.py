@@ -103,14 +103,23 @@ def test_a_larger_cache_hits_more(server: Server) -> None:
     assert small.evicted > large.evicted
 
 
+def busy(make: Any, server: Server, **traffic: Any) -> Simulation:
+    """A run that got through a quarter of its reads: not one during which the machine stood still."""
+    for _ in range(4):
+        found = simulate(make, server=server, **traffic)
+        if len(found.reads) >= found.rate * found.seconds / 4:
+            break
+    return found
+
+
 def test_a_longer_ttl_hits_more(server: Server) -> None:
-    short, long = (simulate(make, seconds=0.4, server=server) for make in (brief, naive))
+    short, long = (busy(make, server, seconds=0.4) for make in (brief, naive))
     assert short.hit_ratio + 0.15 < long.hit_ratio
     assert short.evicted == long.evicted == 0
 
 
 def test_skewed_traffic_hits_more(server: Server) -> None:
-    alike, skewed = (simulate(naive, seconds=0.3, keys=2000, skew=skew, server=server) for skew in (0, 1.4))
+    alike, skewed = (busy(naive, server, seconds=0.3, keys=2000, skew=skew) for skew in (0, 1.4))
     assert alike.hit_ratio + 0.2 < skewed.hit_ratio
 
 
