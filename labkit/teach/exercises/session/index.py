@@ -408,6 +408,7 @@ def _check_lists(kind: Any, lab: Lab, inside: Inside) -> None:
         for user in USERS:
             for label in ("phone", "laptop", "phone"):
                 told.touch(user, f"{user}'s {label}", LONG)
+                time.sleep(0.002)  # each use in another millisecond, however fast the machine is
         told.story.lines = [f"each of {', '.join(USERS)}: touch(phone), touch(laptop), touch(phone)"]
         for user in USERS:
             _check_user(told, user)
