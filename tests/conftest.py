@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from chapters_again import pytest_collection_modifyitems as pytest_collection_modifyitems
 
 from labkit.rig import watchdog
 from labkit.rig.server import Server

@@ -36,11 +36,16 @@ FLAGS = [
 
 PLAYGROUNDS = [
     ("02_pipelining", "pipelining"),
-    ("03_cache", "cache"),
+    ("cache", "cache"),
     ("05_rate_limiter", "limiter"),
 ]
 
 SMALL = {
+    "cache": """
+from labkit.show import widgets
+
+widgets.cache()
+""",
     "scheduler": """
 from labkit.rig.race import crash, expire, explore
 from labkit.show import widgets

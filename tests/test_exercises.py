@@ -1,5 +1,5 @@
 """Every grader of every chapter accepts its reference, rejects every wrong answer for the stated reason, and
-survives any answer. (test_chapters.py: every chapter is green with all exercises solved.)"""
+survives any answer. (chapters_again.py: every chapter is green with all exercises solved.)"""
 
 from __future__ import annotations
 

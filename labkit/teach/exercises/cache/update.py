@@ -189,7 +189,7 @@ WRONG = (
         "delete, sleep, delete again: the window is narrower, not closed",
         ("import json", "import json\nimport time"),
         (_GET, _PLAIN),
-        (_DROP, f"{_DROP}\n        time.sleep(0.5)\n        {_DROP}"),
+        (_DROP, f"{_DROP}\n        time.sleep(0.1)\n        {_DROP}"),
     ),
     wrong(
         REFERENCE,

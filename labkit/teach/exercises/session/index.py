@@ -185,7 +185,10 @@ _PAIRS = (
 
     def active(self, user):
         sids = self.r.smembers(self.key(user))
-        dead = [sid for sid in sids if not self.r.exists(self.key(user, sid))]
+        with self.r.pipeline(transaction=False) as pipe:
+            for sid in sids:
+                pipe.exists(self.key(user, sid))
+            dead = [sid for sid, there in zip(sids, pipe.execute(), strict=True) if not there]
         if dead:
             self.r.srem(self.key(user), *dead)
         return sids.difference(dead)
