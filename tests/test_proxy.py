@@ -50,6 +50,17 @@ def seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def takes(least: float, most: float, action: Callable[[], Any]) -> bool:
+    """Never less than `least` seconds; at most `most`, once at least."""
+    tries = []
+
+    def attempt() -> float:
+        tries.append(seconds(action))
+        return tries[-1]
+
+    return best(attempt, lambda found: found < most) < most and min(tries) >= least
+
+
 def threads() -> int:
     return sum(thread.name == "labkit-proxy" for thread in threading.enumerate())
 
@@ -118,15 +129,19 @@ def test_a_pipeline_pays_the_delay_once(link: Proxy) -> None:
     r.ping()
     link.delay(50)
     pipe = r.pipeline(transaction=False)
-    for i in range(100):
-        pipe.set(f"k{i}", i)
-    assert 0.05 <= seconds(pipe.execute) < 0.5
+
+    def hundred() -> None:
+        for i in range(100):
+            pipe.set(f"k{i}", i)
+        pipe.execute()
+
+    assert takes(0.05, 0.5, hundred)
 
 
 def test_opening_a_connection_takes_a_round_trip(link: Proxy) -> None:
     link.delay(30)
+    start = time.perf_counter()
     with socket.create_connection(("127.0.0.1", link.port)) as s:
-        start = time.perf_counter()
         s.sendall(b"PING\r\n")
         assert s.recv(100).startswith(b"-NOAUTH")
         assert time.perf_counter() - start >= 0.059
@@ -166,10 +181,10 @@ def test_bandwidth(link: Proxy) -> None:
     r = link.client()
     r.ping()
     link.bandwidth(1_000_000)
-    assert 0.29 < seconds(lambda: r.set("big", b"x" * 300_000)) < 0.6
-    assert 0.29 < seconds(lambda: r.get("big")) < 0.6
+    assert takes(0.29, 0.6, lambda: r.set("big", b"x" * 300_000))
+    assert takes(0.29, 0.6, lambda: r.get("big"))
     link.bandwidth(None)
-    assert seconds(lambda: r.get("big")) < 0.25
+    assert takes(0, 0.25, lambda: r.get("big"))
 
 
 def test_large_payloads_in_both_directions_at_once(link: Proxy) -> None:
