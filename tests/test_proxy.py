@@ -209,7 +209,7 @@ def test_the_order_and_content_of_bytes(link: Proxy) -> None:
 
 
 def test_many_connections_at_once(link: Proxy) -> None:
-    link.delay(20)
+    link.delay(100)
     clients = [link.client() for _ in range(100)]
     workers = [threading.Thread(target=client.incr, args=("many",)) for client in clients]
     start = time.perf_counter()
@@ -219,7 +219,7 @@ def test_many_connections_at_once(link: Proxy) -> None:
         worker.join()
     took = time.perf_counter() - start
     assert clients[0].get("many") == "100"
-    assert took < 100 * 0.02
+    assert took < 100 * 0.1
 
 
 def test_cut_is_silence_and_heal_delivers(link: Proxy) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import secrets
+import select
 import subprocess
 import sys
 import threading
@@ -565,6 +566,20 @@ def test_random_arguments_are_no_difference() -> None:
     assert "token·2" in text
     assert "time·1" in text
     assert "token·3" not in text
+
+
+def test_a_busy_machine_is_no_difference() -> None:
+    """A TTL stands in the trace as it was set, however long the steps after that really take."""
+
+    def slow(r: Any) -> None:
+        r.set("k", "v", px=1300)
+        r.get("k")
+        select.select([], [], [], 0.4)
+        r.expire("k", 7)
+
+    found = explore([slow], invariant=fails).first
+    assert found is not None
+    assert [step.state[0][1] for step in found.steps] == ['"v" · TTL 2 s', '"v" · TTL 2 s', '"v" · TTL 7 s']
 
 
 def test_actors_that_swallow_whatever_is_raised() -> None:

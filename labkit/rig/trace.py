@@ -176,10 +176,11 @@ def _watch_warm(stage: Stage, schedule: str, pause: float = 0) -> _Seen:
 
 def _watch(stage: Stage, schedule: str, pause: float) -> _Seen:
     stage.begin()
-    before, steps = _dump(stage), []
+    ends: dict[str, tuple[int, int | None]] = {}
+    before, steps = _dump(stage, ends), []
     for move in parse_schedule(schedule):
         time.sleep(pause)
-        steps.append((stage.do(_possible(stage, move)), _dump(stage)))
+        steps.append((stage.do(_possible(stage, move)), _dump(stage, ends)))
     moves = stage.moves()
     verdict = stage.broken if moves else stage.verdict()
     return _Seen(before, steps, stage.results, [(m, stage.pending(m)) for m in moves], verdict)
@@ -198,17 +199,23 @@ def _possible(stage: Stage, move: str) -> str:
     return move
 
 
-def _dump(stage: Stage) -> list[Any]:
-    """Every key with its type, value and TTL in whole seconds, by database and name."""
+def _dump(stage: Stage, ends: dict[str, tuple[int, int | None]]) -> list[Any]:
+    """Every key with its type, value and TTL in whole seconds, by database and name.
+
+    `ends` remembers when each key is to end, and the TTL that it had when that was seen first: the TTL does
+    not shrink because this machine is busy.
+    """
     r, found = stage.r, []
     before = r.db
     for db in sorted(int(name[2:]) for name in r.info("keyspace")):
         r.select(db)
-        keys: list[bytes] = r.execute_command("KEYS", "*", **{NEVER_DECODE: True})
+        keys: list[Any] = r.execute_command("KEYS", "*", **{NEVER_DECODE: True})
         for key in sorted(keys):
-            kind, left = text(r.type(key)), r.pttl(key)
-            ttl = math.ceil(left / 1000) if left >= 0 else None
-            found.append((label(db, key), kind, _read(r, key, kind), ttl))
+            name, kind, end = label(db, key), text(r.type(key)), r.pexpiretime(key)
+            if ends.get(name, (None,))[0] != end:
+                left = r.pttl(key)
+                ends[name] = end, math.ceil(left / 1000) if left >= 0 else None
+            found.append((name, kind, _read(r, key, kind), ends[name][1]))
     r.select(before)
     return found
 
