@@ -111,7 +111,7 @@ def test_an_interrupted_cell_leaves_no_server_and_no_thread(cell: str) -> None:
         assert name == "KeyboardInterrupt" and where.startswith("Interrupted at line ")
         assert where.split(": ", 1)[1] in cell and "Run the cell again" in remedy
         assert eventually(lambda: not any(alive(int(pid)) for pid in pids))
-        assert k.run("print(threading.active_count())") == threads
+        assert int(k.run("print(threading.active_count())")) <= int(threads)
         assert (
             k.run("r.incr('workbook:still'); print(r.get('workbook:still'), r.unlink('workbook:still'))")
             == "1 1"

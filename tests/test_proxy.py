@@ -61,8 +61,8 @@ def takes(least: float, most: float, action: Callable[[], Any]) -> bool:
     return best(attempt, lambda found: found < most) < most and min(tries) >= least
 
 
-def threads() -> int:
-    return sum(thread.name == "labkit-proxy" for thread in threading.enumerate())
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "labkit-proxy"}
 
 
 @pytest.mark.parametrize("ms", [0.2, 1, 5, 50])
@@ -312,9 +312,9 @@ def test_nothing_is_left_behind(server: Server) -> None:
         link.delay(10)
         r = link.client()
         r.ping()
-        assert threads() == before + 1
+        assert len(threads() - before) == 1
         raise KeyError
-    assert threads() == before
+    assert threads() <= before
     assert repr(link) == "Proxy(closed)"
     link.close()
     with pytest.raises(redis.ConnectionError):
@@ -323,9 +323,9 @@ def test_nothing_is_left_behind(server: Server) -> None:
         link.delay(1)
     assert isinstance(caught.value, LabkitError) and caught.value.cause is None
     forgotten = Proxy(server)
-    assert threads() == before + 1
+    assert len(threads() - before) == 1
     del forgotten
-    assert threads() == before
+    assert threads() <= before
 
 
 def test_the_thread_that_fails_says_so(server: Server) -> None:
@@ -338,16 +338,20 @@ def test_the_thread_that_fails_says_so(server: Server) -> None:
     assert caught.value.cause is not None and repr(caught.value.cause) in str(caught.value)
     assert repr(link).startswith("Proxy(failed: ")
     link.close()
-    assert threads() == before
+    assert threads() <= before
 
 
 def test_it_is_idle_when_nothing_happens(link: Proxy) -> None:
     r = link.client()
     link.delay(5)
     r.ping()
-    used = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - used < 0.05
+
+    def used() -> float:
+        start = time.process_time()
+        time.sleep(0.5)
+        return time.process_time() - start
+
+    assert best(used, lambda seconds: seconds < 0.05) < 0.05
 
 
 def test_what_it_can_stand_in_front_of(server: Server, link: Proxy) -> None:

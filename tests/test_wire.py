@@ -507,9 +507,9 @@ def test_no_connection_is_left_behind(r: redis.Redis) -> None:
     before = r.info("clients")["connected_clients"]
     list(magics.run(r, "PING\nBLPOP none 0\nSUBSCRIBE x", wait=0.1))
     deadline = time.monotonic() + 5
-    while r.info("clients")["connected_clients"] != before and time.monotonic() < deadline:
+    while r.info("clients")["connected_clients"] > before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert r.info("clients")["connected_clients"] == before
+    assert r.info("clients")["connected_clients"] <= before
 
 
 # --- in IPython ----------------------------------------------------------------------------------
