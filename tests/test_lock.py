@@ -377,7 +377,7 @@ def test_on_a_cluster() -> None:
         until(lambda: "cluster_state:ok" in node.client().execute_command("CLUSTER", "INFO"))
         with RedisCluster.from_url(node.url, protocol=3, legacy_responses=False) as cluster:
             for name in "abcdefgh":
-                lock = Lock(cluster, f"workbook:{name}", ttl=0.4)
+                lock = Lock(cluster, f"workbook:{name}", ttl=0.8)
                 assert lock.acquire() and lock.extend() and lock.release() and lock.acquire()
             assert Lock(cluster, "workbook:h", ttl=30).acquire(wait=None)
 
@@ -457,11 +457,11 @@ def keepers() -> list[threading.Thread]:
 
 class TestKeepAlive:
     def test_extends_until_stopped(self, r: redis.Redis, make: Make) -> None:
-        with make(ttl=0.2) as lock:
+        with make(ttl=0.6) as lock:
             first = lock.locked_until
             with lock.keep_alive() as alive:
                 assert len(keepers()) == 1
-                until(lambda: lock.locked_until > first + 0.4)
+                until(lambda: lock.locked_until > first + 0.7)
                 assert r.get(lock.key) == lock.token
                 assert not alive.lost
             assert keepers() == []
@@ -538,14 +538,14 @@ class TestKeepAlive:
                 throwaway.thaw()
 
     def test_it_begins_in_time_and_follows_what_the_holder_extends(self, make: Make) -> None:
-        late, short, shorter = make("late", ttl=0.9), make("short", ttl=3), make("shorter", ttl=3)
+        late, short, shorter = make("late", ttl=1.5), make("short", ttl=3), make("shorter", ttl=3)
         for lock in (late, short, shorter):
             assert lock.acquire()
-        time.sleep(0.7)
-        short.extend(0.4)
+        time.sleep(1)
+        short.extend(0.8)
         keepers_of = [late.keep_alive(), short.keep_alive(), shorter.keep_alive()]
-        shorter.extend(0.4)
-        time.sleep(0.6)
+        shorter.extend(0.8)
+        time.sleep(1.2)
         assert not any(alive.lost for alive in keepers_of)
         assert late.release() and short.release() and shorter.release()
 
@@ -575,7 +575,7 @@ class TestKeepAlive:
 
     def test_nobody_refers_to_the_lock_any_more(self, throwaway: Server) -> None:
         with throwaway.client() as r:
-            locks = [Lock(r, "forgotten", ttl=0.3)]
+            locks = [Lock(r, "forgotten", ttl=0.6)]
             locks[0].acquire()
             alive, first = locks[0].keep_alive(), locks[0].locked_until
             until(lambda: locks[0].locked_until > first)
