@@ -511,6 +511,7 @@ class TestOneLoader:
                 child = os.fork()
                 if not child:
                     try:
+                        table.gate = threading.Event()  # that thread may have held the lock of the old one
                         table.gate.set()
                         idle = (cache._flights, cache._loading, cache._keeper) == ({}, {}, None)
                         cache.r.delete(cache.lease_key("b"))

@@ -485,10 +485,16 @@ def test_a_second_one_is_a_database_of_its_own(db: Database, monkeypatch: pytest
 def test_a_forked_child_speaks_on_connections_of_its_own(db: Database) -> None:
     db.products.load(1)
     if (pid := os.fork()) == 0:
-        right = db.products.load(1) == FIRST and db.products.save(2, price=5) is not None
-        db.close()
-        os._exit(0 if right else 1)
+        try:
+            right = db.products.load(1) == FIRST and db.products.save(2, price=5) is not None
+            db.close()
+            os._exit(0 if right else 1)
+        finally:
+            os._exit(2)  # whatever it raised: it is no second pytest
+    killer = threading.Timer(30, os.kill, (pid, signal.SIGKILL))
+    killer.start()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    killer.cancel()
     assert (db.products.load(2) or {})["version"] == 2
     assert db.products.load(1) == FIRST
 
