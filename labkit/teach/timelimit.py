@@ -63,7 +63,8 @@ class _Alarm:
             work()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            # A last signal may still be on its way to another thread; by default it would end the process.
+            signal.signal(signal.SIGALRM, before if callable(before) else _unheard)
             self.guard = None
         if self.first:
             raise TimeUp(self.first)
@@ -79,6 +80,10 @@ class _Alarm:
         if self.knocks > PATIENT:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 200e-6), KNOCK)
         raise TimeUp(self.first)
+
+
+def _unheard(*_: object) -> None:
+    """What an alarm that comes too late does: nothing."""
 
 
 def _in_finalizer(frame: FrameType) -> bool:
