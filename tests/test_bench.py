@@ -216,7 +216,7 @@ def test_processes_are_released_together() -> None:
         times = processes(3, start)
         return float(max(times) - min(times))
 
-    assert min(apart() for _ in range(3)) < 0.5
+    assert any(apart() < 0.5 for _ in range(3))
 
 
 @pytest.mark.parametrize(

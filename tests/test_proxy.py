@@ -34,7 +34,7 @@ def link(server: Server) -> Iterator[Proxy]:
         yield link
 
 
-def best(measure: Callable[[], float], good: Callable[[float], bool], attempts: int = 12) -> float:
+def best(measure: Callable[[], float], good: Callable[[float], bool], attempts: int = 4) -> float:
     """Other work on a shared machine can spoil a measurement, never improve it: measure until one is good."""
     found = measure()
     for _ in range(attempts - 1):
