@@ -64,6 +64,17 @@ SIMULATION = Simulation(
     bins=10,
 )
 
+HEARD = {
+    "pub/sub": {"ada": ("at once", "never", "at once"), "bob": ("never", "never", "at once")},
+    "stream": {"ada": ("at once", "later", "at once"), "bob": ("not yet", "not yet", "")},
+}
+DELIVERIES: dict[str, list[tuple[float, float | None, int]]] = {
+    "one": [(0.0, 0.1, 1), (0.2, None, 1)],
+    "two": [(0.0, 0.1, 1), (0.5, 0.6, 2)],
+}
+LAG = [(0.0, 0, 0), (1.0, 100, 20), (2.0, 300, 20)]
+RANKS = {1_000: 30_000.0, 10_000: 33_000.0, 100_000: 36_000.0}
+
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
@@ -96,6 +107,10 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
     "waits": lambda ax: plot.waits({"KEYS": [(0.0, 0.1)], "SCAN": [(0.1, 0.001)]}, ax, title="KEYS stops"),
     "turns": lambda ax: plot.turns({"polls": [[(0, 0.1, 0.2)], [(0, 0.3, 0.4)]]}, ax, title="One waits"),
     "redlock": lambda ax: plot.redlock(REDLOCK, ax),
+    "heard": lambda ax: plot.heard(HEARD, ax, title="Who was away missed it"),
+    "deliveries": lambda ax: plot.deliveries(DELIVERIES, ax, title="Two went on", kills={"one": 0.25}),
+    "lag": lambda ax: plot.lag({"": LAG}, ax, title="It grows"),
+    "board": lambda ax: plot.board_scaling({"rank": RANKS, "SQLite": RANKS}, ax, title="Slowly", fit="rank"),
     "speed-up": lambda ax: plot.speedup_map({0: {1: 10.0, 8: 2.0}, 1: {1: 20.0, 8: 3.0}}, ax),
 }
 
@@ -380,3 +395,81 @@ def test_a_simulation_without_reads_or_stale_ones_is_drawn_too() -> None:
     assert xs(hits)[0] == 0.65  # before that nothing is known
     slow = replace(SIMULATION, rate=10)
     assert panels(plot.simulation(slow))[1].get_ylim()[1] >= 25
+
+
+def test_heard_says_what_became_of_each_message_and_counts() -> None:
+    ax = plot.heard(HEARD, title="t", first=5)
+    assert [text.get_text() for text in ax.texts] == ["2 of 3", "1 of 3", "3 of 3", "0 of 3"]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["pub/sub:", "ada", "bob", "stream:", "ada", "bob"]
+    drawn = {
+        (round(ys(line)[0]), tuple(xs(line)))
+        for line in ax.get_lines()
+        if line.get_linestyle() == "None" and xs(line)
+    }
+    assert {(1, (5, 7)), (1, (6,)), (4, (6,)), (5, (5, 6))} <= drawn
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "heard at once",
+        "read later",
+        "never",
+        "not yet",
+    ]
+    with pytest.raises(ValueError, match="a state is 'lost'; it must be one of 'at once', 'later'"):
+        plot.heard({"x": {"ada": ["lost"]}}, title="t")
+
+
+def test_deliveries_end_at_the_kill_or_at_their_end() -> None:
+    ax = plot.deliveries(DELIVERIES, title="t", kills={"one": [0.25, 0.9]})
+    boxes = [bar.get_paths()[0].get_extents() for bar in ax.collections]
+    assert [[round(box.x0, 6), round(box.x1, 6)] for box in boxes] == [
+        [0, 0.1],
+        [0.2, 0.25],
+        [0, 0.1],
+        [0.5, 0.6],
+    ]
+    (killed,) = (line for line in ax.get_lines() if xs(line))
+    assert (xs(killed), ys(killed)) == ([0.25, 0.9], [0, 0])
+    legend = ax.get_legend()
+    assert legend is not None
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["first delivery", "never finished", "delivered again", "killed"]
+    calm = plot.deliveries({"one": [(0, 1, 1)]}, title="t").get_legend()
+    assert calm is not None
+    assert len(calm.get_texts()) == 1
+
+
+def test_lag_of_several_ways_has_one_scale_and_the_limits_that_are_named() -> None:
+    ax = plot.lag({"free": LAG, "waits": [(0, 0, 0), (2, 80, 20)]}, title="t", limit={"waits": 100})
+    free, waits = panels(ax)
+    assert free.get_ylim() == waits.get_ylim() == (0, 1.1 * 320)
+    assert [panel.get_title(loc="left") for panel in (free, waits)] == ["free (messages)", "waits (messages)"]
+    assert [len(panel.get_lines()) for panel in (free, waits)] == [0, 1]
+    legend = waits.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["waiting", "pending", "limit"]
+    assert len(plot.lag({"": LAG}, title="t", limit=200).get_lines()) == 1
+
+
+def test_a_board_is_fitted_and_stored_sizes_are_hollow() -> None:
+    ax = plot.board_scaling({"rank": RANKS}, title="t", fit=["rank"], stored={"rank": {10**6: 39_000.0}})
+    legend = ax.get_legend()
+    assert legend is not None
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["rank: 21 µs + 903 ns each doubling", "stored result"]
+    dots = [line for line in ax.get_lines() if line.get_marker() == "o" and xs(line)]
+    hollow = [xs(line) for line in dots if line.get_markerfacecolor() == "white"]
+    assert (len(dots), hollow) == (4, [[10**6]])
+    lines = [xs(line) for line in plot.board_scaling({"a": RANKS}, title="t").get_lines()]
+    assert list(RANKS) in lines
+
+
+def test_lines_have_named_limits_and_bars_their_own_colours() -> None:
+    ax = plot.lines({"a": ([0, 1], [2, 3])}, title="t", xlabel="x", ylabel="y", limits={"hard": 9, "soft": 5})
+    assert [ys(line)[0] for line in ax.get_lines()[1:]] == [9, 5]
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "hard", "soft"]
+    drawn = plot.bars({"a": 1, "b": 2}, title="t", unit="u", colors={"b": plot.GREEN}).patches
+    assert [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in drawn] == [plot.BLUE, plot.GREEN]

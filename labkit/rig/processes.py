@@ -12,25 +12,36 @@
 A function crosses over as its source text, arguments and results as JSON. So it must be written with `def`,
 import what it needs inside, and use no name of its surroundings. This works for functions written in a
 notebook, where `multiprocessing` does not.
+
+`spawn` starts one process and goes on, so that it can be watched, frozen and killed while it works:
+
+    with spawn(hammer, server.url, 10**9) as worker:
+        worker.kill()                             # SIGKILL: it gets no chance to do anything more
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import labkit
+from labkit.rig import watchdog
 
-__all__ = ["ProcessFailed", "processes"]
+__all__ = ["ProcessFailed", "Worker", "processes", "spawn"]
 
 _CHILD = r"""
 import __future__, json, linecache, os, sys, threading, traceback
@@ -127,6 +138,127 @@ def _task(fn: Callable[..., Any], args: tuple[Any, ...]) -> bytes:
     prepares = inspect.isgeneratorfunction(fn)
     task = {"source": source, "name": name, "args": args, "path": sys.path, "prepares": prepares}
     return json.dumps(task).encode() + b"\n"
+
+
+class Worker:
+    """A Python process that runs `fn(*args)`, made by `spawn`; killed when the `with` block ends.
+
+    It also ends with this process, however that ends, and when nobody refers to the Worker any more. `pid` is
+    its process id. What it prints is not shown; `said` has it.
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> None:
+        task = _task(fn, args)
+        self.name, self._heard, self._tail = fn.__name__, b"", b""
+        self._unlist: Callable[[], object] = bool  # nothing is to be done
+        self._answer: dict[str, Any] | None = None
+        self._closing = contextlib.ExitStack()
+        self._child = self._closing.enter_context(_child(task))
+        self.pid = self._child[0].pid
+        try:
+            _understood(self._line(seconds), f"the worker {self.name}", self._child)
+        except BaseException:
+            self._closing.close()
+            raise
+        _send(self._child, b"go\n")
+
+    def __repr__(self) -> str:
+        return f"Worker({self.name}, {'alive' if self.alive else 'ended'})"
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._tail = self._printed()
+        self._closing.close()
+
+    @property
+    def alive(self) -> bool:
+        """Is its process there? A frozen one is."""
+        return self._child[0].poll() is None
+
+    @property
+    def said(self) -> list[str]:
+        """The lines that it has printed so far."""
+        return self._printed().decode(errors="replace").splitlines()
+
+    def _printed(self) -> bytes:
+        file = self._child[1]
+        return self._tail if file.closed else os.pread(file.fileno(), 1 << 30, 0)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone. No effect if it has ended."""
+        self._child[0].kill()
+        self._child[0].wait()
+        self._unlist()
+
+    def stop(self, seconds: float = 10) -> bool:
+        """SIGTERM: ask it to end. True once it has; if that takes longer than `seconds`, it is killed: False.
+
+        It ends at once, unless `fn` has set a handler of its own (`signal.signal`): then it may first finish
+        what it does, and return.
+        """
+        process = self._child[0]
+        process.terminate()
+        self.thaw()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return True
+
+    def freeze(self) -> None:
+        """SIGSTOP: it stands still, as in a long pause of its machine; its connections stay open.
+
+        Since it would not see the end of this process, the watchdog will.
+        """
+        self._unlist()
+        os.write(watchdog.get().pipe, f"+ {self.pid}\n".encode())
+        self._unlist = unlist = weakref.finalize(self, watchdog.get().forget, self.pid)
+        unlist.atexit = False
+        self._child[0].send_signal(signal.SIGSTOP)
+        if self.alive and hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """SIGCONT: it goes on."""
+        self._child[0].send_signal(signal.SIGCONT)
+        self._unlist()
+
+    def result(self, seconds: float = 30) -> Any:
+        """What `fn` returned. Raises ProcessFailed if it raised, was killed, or needs more than `seconds`."""
+        if self._answer is None:
+            child = self._child[0], io.BytesIO(self._printed())
+            self._answer = _understood(self._line(seconds), f"the worker {self.name}", child)
+        return self._answer["result"]
+
+    def _line(self, seconds: float) -> bytes:
+        """Its next answer; b"" if it has ended without one."""
+        stdout = self._child[0].stdout
+        assert stdout is not None
+        if stdout.closed:
+            return b""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._heard:
+            if not select.select([stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+                raise ProcessFailed(f"the worker {self.name} has no answer after {seconds:g} s: give it more")
+            if not (more := os.read(stdout.fileno(), 1 << 16)):
+                return b""
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+
+def spawn(fn: Callable[..., Any], *args: Any, seconds: float = 30) -> Worker:
+    """Run `fn(*args)` in a Python process of its own, and go on; `fn` is as for `processes`.
+
+    Returns when it is ready: when `fn` begins or, if it is a generator function, has come to its one `yield`.
+    Raises ProcessFailed when it fails before that, or is not ready within `seconds`; ValueError where `fn`
+    cannot travel as text.
+    """
+    return Worker(fn, args, seconds)
 
 
 _REMEDY = "\nRemedy: it travels as source text: import and define inside it, pass the rest as arguments."

@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -138,6 +140,10 @@ def legend(ax: Axes, **options: Any) -> None:
         ax.legend(**{"loc": "center left", "bbox_to_anchor": (1.01, 0.5), **options})
 
 
+_BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 3.4}
+"""Where a legend stands below the axis and its label, however high the picture."""
+
+
 def time_axis(axis: Any) -> None:
     """Label the ticks of an axis in nanoseconds as a person says them: 200 µs, 5 ms."""
     axis.set_major_formatter(FuncFormatter(lambda ns, _: human_time(ns) if ns > 0 else "0"))
@@ -181,12 +187,14 @@ def bars(
     fmt: str = "{:,.0f}",
     highlight: str | Sequence[str] = (),
     log: bool = False,
+    colors: Mapping[str, str] | None = None,
 ) -> Axes:
     """A horizontal bar for each value, the first on top, with its number; `highlight` names the bad ones."""
     ax = new_axes(ax, title=title, height=0.12 + 0.07 * len(values))
     bad = {highlight} if isinstance(highlight, str) else set(highlight)
-    colors = [VERMILLION if name in bad else BLUE for name in values]
-    drawn = ax.barh(list(values), list(values.values()), color=colors, height=0.7)
+    own = dict.fromkeys(bad, VERMILLION) | dict(colors or {})
+    chosen = [own.get(name, BLUE) for name in values]
+    drawn = ax.barh(list(values), list(values.values()), color=chosen, height=0.7)
     ax.bar_label(drawn, labels=[f" {fmt.format(v)}" for v in values.values()])
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
@@ -211,11 +219,17 @@ def lines(
     logx: bool = False,
     logy: bool = False,
     marker: str = "o",
+    limits: Mapping[str, float] | None = None,
 ) -> Axes:
-    """One line a series, each a pair of x and y values; the axes begin at 0 unless they are logarithmic."""
+    """One line a series, each a pair of x and y values; the axes begin at 0 unless they are logarithmic.
+
+    `limits` are named values of y: dashed lines across.
+    """
     ax = new_axes(ax, title=title)
     for name, (xs, ys) in series.items():
         ax.plot(xs, ys, marker=marker, label=name)
+    for (name, value), style in zip((limits or {}).items(), cycle(("--", ":", "-.")), strict=False):
+        ax.axhline(value, color=BLACK, linewidth=1.5, linestyle=style, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if logx:
         ax.set_xscale("log")
@@ -598,6 +612,149 @@ def room(
     return ax
 
 
+# --- chapter 06 ---------------------------------------------------------------------------------------------
+
+_HEARD: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "at once": ("heard at once", {"marker": "o", "color": BLUE}),
+    "later": ("read later", {"marker": "o", "color": BLUE, "markerfacecolor": "white"}),
+    "never": ("never", {"marker": "x", "color": VERMILLION}),
+    "not yet": ("not yet", {"marker": ".", "color": GREY}),
+}
+_DOT: dict[str, Any] = {"linestyle": "", "markersize": 11, "markeredgewidth": 2.5}
+
+
+def heard(
+    groups: Mapping[str, Mapping[str, Sequence[str]]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    first: int = 1,
+) -> Axes:
+    """Who heard which message: for each group a row for each of its people, and a column for each message.
+
+    The columns are in the order of publishing, numbered from `first` on. What became of a message is "at
+    once", "later", "never", "not yet", or "" (nothing is drawn). At the right stands how many of all each
+    has.
+    """
+    known = {state for people in groups.values() for states in people.values() for state in states}
+    if odd := known - {*_HEARD, ""}:
+        raise ValueError(f"a state is {min(odd)!r}; it must be one of {', '.join(map(repr, _HEARD))}, or ''")
+    rows = sum(len(people) + 1 for people in groups.values())
+    ax = new_axes(ax, title=title, height=0.14 + 0.045 * rows)
+    names, last = [], first + 7
+    for group, people in groups.items():
+        names.append(f"{group}:")
+        for name, states in people.items():
+            _states(ax, states, len(names), first)
+            names.append(name)
+            last = max(last, len(states) + first - 1)
+    for said, look in (_HEARD[state] for state in _HEARD if state in known):
+        ax.plot([], [], label=said, **_DOT, **look)
+    ax.set_yticks(range(rows), names)
+    ax.set(xlabel="message", ylim=(rows - 0.4, -0.6), xlim=(first - 0.6, last + 0.6))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    ax.grid(visible=False)
+    ax.tick_params(axis="y", length=0)
+    for label in ax.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text().endswith(":") else "normal")
+    if known - {""}:
+        ax.legend(**_BELOW, ncols=4, handletextpad=0.2)
+    return ax
+
+
+def _states(ax: Axes, states: Sequence[str], row: int, first: int) -> None:
+    got = sum(state in ("at once", "later") for state in states)
+    ax.axhline(row, color=GREY, linewidth=0.6, zorder=0)
+    ax.text(1.01, row, f"{got} of {len(states)}", va="center", **_beside(ax))
+    for state, (_, look) in _HEARD.items():
+        at = [n for n, one in enumerate(states, first) if one == state]
+        ax.plot(at, [row] * len(at), **_DOT, **look)
+
+
+# --- chapter 07 ---------------------------------------------------------------------------------------------
+
+
+def deliveries(
+    rows: Mapping[str, Sequence[tuple[float, float | None, int]]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    kills: Mapping[str, float | Sequence[float]] | None = None,
+) -> Axes:
+    """Who got what, and when: a row for each consumer, a bar for each message that it handled.
+
+    `rows` gives for each message when it was begun and ended (s), and which delivery of it that was: 1 is the
+    first. An end of None is work that was never finished: its bar ends where its consumer was killed, which
+    `kills` tells (s).
+    """
+    ax = new_axes(ax, title=title, height=0.2 + 0.065 * len(rows))
+    ended = [end for of_one in rows.values() for _, end, _ in of_one if end is not None]
+    kinds: dict[str, str] = {}
+    for row, (name, of_one) in enumerate(rows.items()):
+        told = (kills or {}).get(name, ())
+        killed = [told] if isinstance(told, int | float) else list(told)
+        for begin, end, delivery in of_one:
+            kind = (
+                "never finished" if end is None else "first delivery" if delivery == 1 else "delivered again"
+            )
+            color = {"never finished": VERMILLION, "first delivery": BLUE, "delivered again": ORANGE}[kind]
+            until = min((at for at in killed if at >= begin), default=max(ended, default=begin))
+            bar = [(begin, (until if end is None else end) - begin)]
+            alpha = 0.45 if end is None else 1
+            ax.broken_barh(
+                bar, (row - 0.36, 0.72), color=color, alpha=alpha, edgecolor="white", linewidth=0.7
+            )
+            kinds[kind] = color
+        ax.plot(killed, [row] * len(killed), "X", color=VERMILLION, markersize=15, markeredgecolor="white")
+    marks: list[Any] = [Patch(color=kinds[kind], alpha=0.45 if kind[0] == "n" else 1) for kind in kinds]
+    if kills:
+        marks.append(Line2D([], [], linestyle="", marker="X", color=VERMILLION, markersize=12))
+    ax.legend(marks, [*kinds, *(["killed"] if kills else [])], **_BELOW, ncols=4)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel="time (s)", ylim=(len(rows) - 0.4, -0.6))
+    ax.set_xlim(left=0)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def lag(
+    ways: Mapping[str, Sequence[tuple[float, int, int]]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    limit: int | Mapping[str, int] | None = None,
+) -> Axes:
+    """How far a group is behind, over time: messages not delivered yet, on those delivered but not done.
+
+    A panel for each way, all of one scale; `ways` gives for each (s, waiting, pending). `limit` is where a
+    producer waits, in all panels or in those named.
+    """
+    ax = new_axes(ax, title=title, height=0.24 + 0.17 * len(ways))
+    limits = limit if isinstance(limit, Mapping) else dict.fromkeys(ways, limit) if limit else {}
+    every = [sample for samples in ways.values() for sample in samples]
+    top = 1.1 * max(1, *(waiting + pending for _, waiting, pending in every), *limits.values())
+    panels = _panels(ax, len(ways)) if len(ways) > 1 else [ax]
+    for (way, samples), panel in zip(ways.items(), panels, strict=True):
+        times = [at for at, _, _ in samples]
+        pending = [count for _, _, count in samples]
+        both = [waiting + count for _, waiting, count in samples]
+        panel.fill_between(times, pending, both, color=SKY, alpha=0.75, linewidth=0, label="waiting")
+        panel.fill_between(times, pending, color=ORANGE, linewidth=0, label="pending")
+        if way in limits:
+            look: dict[str, Any] = {"color": BLACK, "linestyle": "--", "linewidth": 1.5}
+            panel.axhline(limits[way], **look, label="limit")
+        panel.set(ylim=(0, top), xlim=(0, max(at for at, _, _ in every)))
+        if len(ways) > 1:
+            _name(panel, f"{way} (messages)")
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        number_axis(panel.yaxis)
+    panels[-1].set(xlabel="time (s)", ylabel="messages" if len(ways) == 1 else "")
+    most = max(panels, key=lambda panel: len(panel.get_legend_handles_labels()[1]))
+    most.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
 # --- chapter 08 ---------------------------------------------------------------------------------------------
 
 
@@ -695,3 +852,47 @@ def _outcome(ax: Axes, view: View, row: int) -> None:
     ground = {"facecolor": GREEN if held else "white", "edgecolor": "none", "pad": 1}
     look: dict[str, Any] = {"color": color, "weight": "bold", "bbox": ground}
     ax.annotate(said, at, (8, 0), textcoords="offset points", va="center", **look)
+
+
+# --- chapter 09 ---------------------------------------------------------------------------------------------
+
+
+def board_scaling(
+    series: Mapping[str, Mapping[int, float]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    fit: str | Sequence[str] = (),
+    stored: Mapping[str, Mapping[int, float]] | None = None,
+) -> Axes:
+    """The time of one call (ns) by the number of members, both logarithmic: a line of dots for each name.
+
+    The names in `fit` get the curve a + b · log₂ n in place of a line from dot to dot: it has the least
+    squared relative errors, as `Line.fit({log2(n): ns})`. `stored` are further sizes, measured elsewhere:
+    hollow dots.
+    """
+    ax = new_axes(ax, title=title, height=0.48)
+    fitted, elsewhere = {fit} if isinstance(fit, str) else set(fit), stored or {}
+    for name, color in zip({**series, **elsewhere}, cycle(PALETTE), strict=False):
+        points = dict(sorted({**elsewhere.get(name, {}), **series.get(name, {})}.items()))
+        here, label = series.get(name, {}), name
+        if name in fitted:
+            line = Line.fit({math.log2(n): ns for n, ns in points.items()})  # type: ignore[misc]
+            first, last = min(points), max(points)
+            smooth = [first * (last / first) ** (step / 60) for step in range(61)]
+            ax.plot(smooth, [line.at(math.log2(n)) for n in smooth], color=color)
+            label = f"{name}: {human_time(line.fixed)} + {human_time(line.each)} each doubling"
+        else:
+            ax.plot(list(points), list(points.values()), color=color, linewidth=1.2)
+        for n, ns in points.items():
+            ax.plot([n], [ns], "o", color=color, markerfacecolor=color if n in here else "white")
+        ax.plot([], [], "o-", color=color, label=label)
+    if any(set(points) - set(series.get(name, {})) for name, points in elsewhere.items()):
+        ax.plot([], [], "o", color=BLACK, markerfacecolor="white", label="stored result")
+    ax.set(xscale="log", yscale="log", xlabel="members on the board (log scale)")
+    ax.set_ylabel("time of one call (log scale)")
+    number_axis(ax.xaxis)
+    time_axis(ax.yaxis)
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    ax.legend(**_BELOW, ncols=2)
+    return ax
