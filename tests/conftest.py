@@ -57,6 +57,13 @@ def r(server: Server) -> Iterator[redis.Redis]:
         yield r
 
 
+@pytest.fixture(scope="module")
+def throwaway() -> Iterator[Server]:
+    """For tests that freeze, kill, reconfigure or explore; and where the version does not matter."""
+    with Server() as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def _own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Progress that a test records is its own; kernels that nbval starts meanwhile have the session's."""

@@ -22,20 +22,13 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from redis import exceptions
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
+from servers import until
 
 from labkit.cache import CacheAside, Stats, WriteThrough
 from labkit.rig.processes import processes
 from labkit.rig.race import Exploration, crash, expire, explore, lose_reply, outside
 from labkit.rig.server import Server, binaries
 from labkit.rig.wire import tap
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for it; the limit is only there so that a failure is one."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module", params=binaries(), ids=lambda found: ".".join(map(str, found.version[:2])))

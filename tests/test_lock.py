@@ -6,7 +6,6 @@ The commands of Redis 8.4 (DELEX, SET IFEQ) are tested too where LABKIT_NEWER_RE
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import redis
@@ -26,51 +25,17 @@ from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
 from redis.retry import Retry
+from servers import Path, until
+from servers import each_path as each_path
+from servers import of_path as of_path
 
 import labkit.lock
 from labkit.lock import Lock, Redlock
 from labkit.rig.connection import supports
 from labkit.rig.processes import processes
 from labkit.rig.proxy import Proxy
-from labkit.rig.server import Server, binaries
+from labkit.rig.server import Server
 from labkit.rig.wire import tap
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for it; the limit is only there so that a failure is one."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
-
-
-class Path(NamedTuple):
-    """A server's binary, and whether locks use the newer commands there."""
-
-    name: str
-    binary: str | None
-    newer: bool | None
-
-
-PATHS = [
-    *(Path(f"{'.'.join(map(str, found.version[:2]))}-asked", found.path, None) for found in binaries()),
-    Path("newer-asked", os.environ.get("LABKIT_NEWER_REDIS"), None),
-    Path("newer-script", os.environ.get("LABKIT_NEWER_REDIS"), False),
-]
-
-
-@pytest.fixture(scope="module", params=PATHS, ids=lambda path: path.name)
-def path(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.param
-    if path.binary is None:
-        pytest.skip("LABKIT_NEWER_REDIS does not name a redis-server that is 8.4 or newer")
-    return path
-
-
-@pytest.fixture(scope="module")
-def server(path: Path) -> Iterator[Server]:
-    with Server(binary=path.binary) as server:
-        yield server
 
 
 @pytest.fixture
@@ -79,13 +44,6 @@ def make(r: redis.Redis, path: Path) -> Callable[..., Lock]:
         return Lock(r, name, **{"ttl": 30, "newer": path.newer, **options})
 
     return make
-
-
-@pytest.fixture(scope="module")
-def throwaway() -> Iterator[Server]:
-    """For tests that freeze, kill or reconfigure; and for those to which the version does not matter."""
-    with Server() as server:
-        yield server
 
 
 def expire(r: Any, lock: Lock) -> None:

@@ -122,13 +122,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def throwaway() -> Iterator[Server]:
-    """For tests that kill, freeze or reconfigure."""
-    with Server() as server:
-        yield server
-
-
 gaps = st.one_of(st.just(0), st.integers(1, 3 * SECOND), st.integers(1, 1000))
 traffic = st.lists(st.tuples(gaps, st.integers(1, 7)), min_size=1, max_size=40)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,17 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from redis import exceptions
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
+from servers import on_each as on_each
+from servers import until
 
 import labkit.session
 from labkit.rig.race import crash, expire, explore, lose_reply
-from labkit.rig.server import Server, binaries
+from labkit.rig.server import Server
 from labkit.rig.wire import tap
 from labkit.session import Session, SessionStore
 
-BINARIES = {
-    **{".".join(map(str, found.version[:2])): found.path for found in binaries()},
-    "newer": os.environ.get("LABKIT_NEWER_REDIS"),
-}
 NAME = "workbook:test:session"
 LONG = 1000
 TAG, SECRET = "0123456789ab", "x" * 43
@@ -39,32 +36,9 @@ NO_TOKENS = [
 ]
 
 
-@pytest.fixture(scope="module", params=BINARIES)
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if BINARIES[request.param] is None:
-        pytest.skip("LABKIT_NEWER_REDIS does not name a redis-server")
-    with Server(binary=BINARIES[request.param]) as server:
-        yield server
-
-
 @pytest.fixture
 def store(r: redis.Redis) -> SessionStore:
     return SessionStore(r, ttl=LONG, name=NAME)
-
-
-@pytest.fixture(scope="module")
-def throwaway() -> Iterator[Server]:
-    """For tests that reconfigure or explore, and to which the version does not matter."""
-    with Server() as server:
-        yield server
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    """Wait for it; the limit is only there so that a failure is one."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def opened(store: SessionStore, token: object) -> Session:
