@@ -114,7 +114,14 @@ def test_the_garbage_collector_works_again_after_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("ns", "text"),
-    [(850, "850 ns"), (41_230, "41.2 µs"), (999_600, "1 ms"), (3_050_000, "3.05 ms"), (2e12, "2,000 s")],
+    [
+        (850, "850 ns"),
+        (41_230, "41.2 µs"),
+        (999_600, "1 ms"),
+        (3_050_000, "3.05 ms"),
+        (2e12, "2,000 s"),
+        (-1_730, "-1.73 µs"),
+    ],
 )
 def test_human_time(ns: float, text: str) -> None:
     assert human_time(ns) == text

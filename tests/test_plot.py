@@ -463,6 +463,13 @@ def test_a_board_is_fitted_and_stored_sizes_are_hollow() -> None:
     assert (len(dots), hollow) == (4, [[10**6]])
     lines = [xs(line) for line in plot.board_scaling({"a": RANKS}, title="t").get_lines()]
     assert list(RANKS) in lines
+    narrow, wide = (
+        plot.board_scaling({"a": {1000: 40_000.0, 10**6: most}}, title="t") for most in (80_000.0, 9e6)
+    )
+    for drawn, minor in ((narrow, True), (wide, False)):  # between two decades no tick would have a label
+        drawn.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
+        labels = [tick.get_text() for tick in drawn.get_yticklabels(minor=True)]
+        assert ("50 µs" in labels) is minor, labels
 
 
 def test_lines_have_named_limits_and_bars_their_own_colours() -> None:

@@ -34,6 +34,8 @@ COLUMNS = ("calls", "p50", "p90", "p99", "p99.9", "ops/s")
 
 def human_time(ns: float) -> str:
     """Nanoseconds as a person says them, to three figures: '850 ns', '41.2 µs', '3.05 ms', '1.2 s'."""
+    if ns < 0:
+        return f"-{human_time(-ns)}"
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if ns >= size * 0.9995:
             return f"{ns / size:.3g} {unit}" if ns < 999.5 * size else f"{ns / size:,.0f} {unit}"

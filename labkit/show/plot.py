@@ -730,7 +730,7 @@ def lag(
     A panel for each way, all of one scale; `ways` gives for each (s, waiting, pending). `limit` is where a
     producer waits, in all panels or in those named.
     """
-    ax = new_axes(ax, title=title, height=0.24 + 0.17 * len(ways))
+    ax = new_axes(ax, title=title, height=0.24 + 0.11 * len(ways))
     limits = limit if isinstance(limit, Mapping) else dict.fromkeys(ways, limit) if limit else {}
     every = [sample for samples in ways.values() for sample in samples]
     top = 1.1 * max(1, *(waiting + pending for _, waiting, pending in every), *limits.values())
@@ -871,7 +871,7 @@ def board_scaling(
     squared relative errors, as `Line.fit({log2(n): ns})`. `stored` are further sizes, measured elsewhere:
     hollow dots.
     """
-    ax = new_axes(ax, title=title, height=0.48)
+    ax = new_axes(ax, title=title, height=0.54)
     fitted, elsewhere = {fit} if isinstance(fit, str) else set(fit), stored or {}
     for name, color in zip({**series, **elsewhere}, cycle(PALETTE), strict=False):
         points = dict(sorted({**elsewhere.get(name, {}), **series.get(name, {})}.items()))
@@ -893,6 +893,8 @@ def board_scaling(
     ax.set_ylabel("time of one call (log scale)")
     number_axis(ax.xaxis)
     time_axis(ax.yaxis)
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    low, high = ax.get_ylim()
+    decades = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1  # ticks with a label
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda ns, _: "" if decades > 1 else human_time(ns)))
     ax.legend(**_BELOW, ncols=2)
     return ax
