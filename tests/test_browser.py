@@ -89,6 +89,33 @@ server = Server().start()
 panel = widgets.SessionPanel(SessionStore(server.client(), ttl=40))
 panel
 """,
+    "channels": """
+from labkit.rig.server import Server
+from labkit.show import widgets
+
+server = Server().start()
+panel = widgets.ChannelPanel(server.client())
+panel
+""",
+    "consumers": """
+from labkit.rig.server import Server
+from labkit.show import widgets
+
+server = Server().start()
+panel = widgets.ConsumersPanel(server.client())
+panel.crew.pause, panel.crew.idle = 0.1, 1
+panel
+""",
+    "board": """
+from labkit.leaderboard import Leaderboard
+from labkit.rig.server import Server
+from labkit.show import widgets
+
+server = Server().start()
+board = Leaderboard(server.client(), "workbook:09:live")
+live = widgets.LiveBoard(board)
+live
+""",
 }
 """Notebooks of one cell, beside the chapters: what a widget is tried with."""
 
@@ -409,5 +436,102 @@ def test_sessions_are_seen_to_end_and_are_ended_by_the_keyboard(browser: Any, la
     box.screenshot(path=SCREENSHOTS / "sessions-ended.png")
     press("look")
     assert "ada is logged in nowhere" in box.locator(".labkit-picture").inner_text()
+    page.evaluate(ASK_KERNEL, "server.kill()")
+    page.close()
+
+
+def test_who_hears_what_by_the_keyboard(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "channels")
+    status, picture = box.locator(".labkit-status"), box.locator(".labkit-picture")
+    assert status.inner_text() == "nobody is there yet"
+    box.screenshot(path=SCREENSHOTS / "channels-before.png")
+
+    def press(*buttons: str) -> str:
+        for css in buttons:
+            type_on(page, box, css)
+        return str(status.inner_text())
+
+    assert press("ada", "publish") == "message 1: PUBLISH found 1 subscriber"
+    assert box.locator(".labkit-ada").inner_text() == "ada leaves"
+    assert press("ada", "publish-5") == "messages 2 to 6: PUBLISH found 0 subscribers"
+    assert press("bob").startswith("bob is there, and reads 6 messages from the stream")
+    assert press("ada").startswith("ada is there, and reads 5 messages from the stream")
+    assert press("publish") == "message 7: PUBLISH found 2 subscribers"
+    page.wait_for_function("document.querySelector('.labkit-picture').naturalWidth > 1000")
+    assert picture.get_attribute("src")
+    box.screenshot(path=SCREENSHOTS / "channels-after.png")
+    page.screenshot(path=SCREENSHOTS / "channels-page.png")
+    assert press("again") == "nobody is there yet"
+    page.evaluate(ASK_KERNEL, "panel.close(); server.kill()")
+    page.close()
+
+
+def test_a_worker_is_killed_by_the_keyboard_and_nothing_is_lost(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "consumers")
+    status = box.locator(".labkit-status")
+    assert status.inner_text() == "4 workers wait for messages"
+    box.screenshot(path=SCREENSHOTS / "consumers-before.png")
+    type_on(page, box, "publish")
+    type_on(page, box, "kill-1", " ")
+    assert box.locator(".labkit-kill-1").inner_text() == "revive worker 1"
+    page.wait_for_function("status => status.innerText.includes('dead')", arg=status.element_handle())
+    page.wait_for_timeout(500)  # the bars have come to their place
+    box.screenshot(path=SCREENSHOTS / "consumers-killed.png")
+    page.wait_for_function(
+        "status => status.innerText === 'all 100 of 100 applied, 0 of them twice'",
+        arg=status.element_handle(),
+    )
+    type_on(page, box, "kill-1")
+    assert box.locator(".labkit-kill-1").inner_text() == "kill worker 1"
+    page.wait_for_timeout(500)
+    box.screenshot(path=SCREENSHOTS / "consumers-after.png")
+    page.screenshot(path=SCREENSHOTS / "consumers-page.png")
+    page.evaluate(ASK_KERNEL, "panel.close(); server.kill()")
+    page.close()
+
+
+PLACES = "rows => rows.map(row => row.getBoundingClientRect().top)"
+THREADS = "import threading; print([t.name for t in threading.enumerate() if t.name == 'labkit-ticker'])"
+
+
+def test_a_live_board_is_played_boosted_and_paused_by_the_keyboard(browser: Any, lab: str) -> None:
+    page, box = small(browser, lab, "board")
+    status, rows = box.locator(".labkit-status"), box.locator(".labkit-row")
+    assert status.inner_text() == "nobody has scored yet: press start"
+    box.screenshot(path=SCREENSHOTS / "board-before.png")
+    type_on(page, box, "start")
+    assert box.locator(".labkit-start").inner_text() == "pause"
+    page.wait_for_function("document.querySelectorAll('.labkit-row').length >= 10")
+    before = rows.evaluate_all(PLACES)
+    box.locator(".labkit-player").get_by_role("slider").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("status => status.innerText.includes('bob: ')", arg=status.element_handle())
+    box.locator(".labkit-speed").get_by_role("slider").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    box.locator(".labkit-boost").focus()
+    for _ in range(3):
+        page.keyboard.press(" ")
+    page.wait_for_function("status => status.innerText.includes('bob leads')", arg=status.element_handle())
+    box.screenshot(path=SCREENSHOTS / "board-playing.png")
+    assert page.evaluate(ASK_KERNEL, THREADS).strip() == "['labkit-ticker']"
+    page.evaluate(ASK_KERNEL, "board.increment('zoe', 5000)")  # from elsewhere
+    page.wait_for_function("status => status.innerText.includes('zoe leads')", arg=status.element_handle())
+    box.locator(".labkit-start").focus()
+    page.keyboard.press(" ")
+    page.wait_for_function("status => status.innerText.startsWith('paused')", arg=status.element_handle())
+    assert status.inner_text().startswith("paused · zoe leads · bob: ")
+    assert page.evaluate(ASK_KERNEL, THREADS).strip() == "[]"
+    page.wait_for_timeout(700)  # until all have come to their place
+    assert sorted(rows.evaluate_all(PLACES))[:10] != before
+    box.screenshot(path=SCREENSHOTS / "board-after.png")
+    page.screenshot(path=SCREENSHOTS / "board-page.png")
+    type_on(page, box, "start")
+    page.evaluate(CLEAR)  # nobody sees it any more
+    for _ in range(100):
+        if page.evaluate(ASK_KERNEL, THREADS).strip() == "[]":
+            break
+        page.wait_for_timeout(100)
+    assert page.evaluate(ASK_KERNEL, "print(live.playing)").strip() == "False"
     page.evaluate(ASK_KERNEL, "server.kill()")
     page.close()

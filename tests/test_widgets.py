@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import ipywidgets as ipw
 import pytest
@@ -14,9 +19,20 @@ from labkit.rig.cachesim import STRATEGIES
 from labkit.rig.race import crash, expire, explore
 from labkit.rig.server import Server
 from labkit.session import SessionStore
-from labkit.show import plot, widgets
+from labkit.show import consumers, live, plot, widgets
+from labkit.show import panel as panel_parts
+from labkit.show.bars import Bar, MovingBars
 from labkit.show.sessions import MOST, Devices, table
-from labkit.show.widgets import Playground, RedlockPanel, Scheduler, SessionPanel
+from labkit.show.ticker import Ticker
+from labkit.show.widgets import (
+    ChannelPanel,
+    ConsumersPanel,
+    LiveBoard,
+    Playground,
+    RedlockPanel,
+    Scheduler,
+    SessionPanel,
+)
 
 PNG = b"\x89PNG"
 
@@ -41,7 +57,7 @@ def playground() -> Playground:
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     shown: list[dict[str, Any]] = []
-    monkeypatch.setattr(widgets, "publish_display_data", lambda data, metadata: shown.append(data))
+    monkeypatch.setattr(panel_parts, "publish_display_data", lambda data, metadata: shown.append(data))
     return shown
 
 
@@ -321,9 +337,9 @@ def sessions(store: SessionStore) -> SessionPanel:
     return made
 
 
-def click(panel: SessionPanel, *names: str) -> str:
+def click(panel: Any, *names: str) -> str:
     """Press the buttons; what the status line says then."""
-    rows = [made for row in panel.box.children[:4] for made in row.children]
+    rows = [made for row in panel.box.children[:-2] for made in row.children]
     for name in names:
         next(made for made in rows if f"labkit-{name}" in made._dom_classes).click()
     return str(panel.status.value)
@@ -413,3 +429,339 @@ def test_devices_keep_their_tokens(store: SessionStore) -> None:
     assert devices.refused
     devices.log_out("phone")
     assert (devices.said, devices.refused) == ("phone: 0 sessions ended", False)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- a ticker, and bars that move ---------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self, last: int = 10**9) -> None:
+        self.beats, self.last = 0, last
+        self.ticker = Ticker(self.beat, 0.1)
+
+    def beat(self) -> bool:
+        self.beats += 1
+        return self.beats < self.last
+
+
+def test_a_ticker_calls_until_it_is_stopped_and_again() -> None:
+    before, clock = set(threading.enumerate()), Clock()
+    assert not clock.ticker.running
+    began = time.monotonic()
+    clock.ticker.start()
+    eventually(lambda: clock.beats >= 3)
+    assert time.monotonic() - began >= 0.2  # not faster than ten times a second
+    clock.ticker.start()
+    assert clock.ticker.running
+    clock.ticker.stop()
+    clock.ticker.stop()
+    assert set(threading.enumerate()) <= before
+    assert not clock.ticker.running
+
+
+def test_a_ticker_ends_by_itself_and_with_its_owner() -> None:
+    before, clock = set(threading.enumerate()), Clock(last=2)
+    clock.ticker.start()
+    eventually(lambda: set(threading.enumerate()) <= before)
+    assert clock.beats == 2
+    clock.last = 10**9
+    clock.ticker.start()
+    assert not set(threading.enumerate()) <= before
+    del clock
+    gc.collect()
+    eventually(lambda: set(threading.enumerate()) <= before)
+    with pytest.raises(ValueError, match=r"interval is 0\.01"):
+        Ticker(Clock().beat, 0.01)
+
+
+def test_bars_change_by_a_style_sheet_while_the_page_stays() -> None:
+    bars = MovingBars(3, ranks=True)
+    first, second = Bar("ada", "#000000", 10, 1.0, 0, "▲ <x>"), Bar("<b>", "#FFFFFF", 5, 0.5, 1)
+    bars.show([first, second])
+    page = bars._rows.value
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "--place:0;--share:1.0000;--labkit-number:10;opacity:1;z-index:1" in bars._now.value
+    assert '--note:"▲ \\3c x\\3e "' in bars._now.value
+    bars.show([Bar("ada", "#000000", 10, 0.5, 1), Bar("<b>", "#FFFFFF", 20, 1.0, 0, faint=True)])
+    assert bars._rows.value == page
+    assert "--place:0;--share:1.0000;--labkit-number:20;opacity:0.6;z-index:2" in bars._now.value
+    bars.show([first])
+    assert ".labkit-row-1{--place:3;opacity:0}" in bars._now.value  # out of sight, below
+    bars.show([first, Bar("new", "#000000", 1, 7.0, 2)])
+    assert "labkit-row-2" in bars._rows.value
+    assert "--place:2;--share:1.0000" in bars._now.value
+
+
+# --- a live board -------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    rank: int
+    member: str
+    points: int
+
+
+class Board:
+    """What a LiveBoard needs of a leaderboard."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, int] = {}
+        self.broken = False
+
+    def top(self, n: int = 10) -> list[Place]:
+        if self.broken:
+            raise ConnectionError("gone")
+        ordered = sorted(self.points.items(), key=lambda item: -item[1])
+        return [Place(rank, *item) for rank, item in enumerate(ordered, 1)][:n]
+
+    def rank(self, member: str) -> Place | None:
+        return next((place for place in self.top(99) if place.member == member), None)
+
+    def increment(self, member: str, by: int = 1) -> int:
+        self.points[member] = self.points.get(member, 0) + by
+        return self.points[member]
+
+    def remove(self, *members: str) -> int:
+        return sum(self.points.pop(member, None) is not None for member in members)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+@pytest.fixture
+def board() -> Iterator[LiveBoard]:
+    before, made = set(threading.enumerate()), LiveBoard(Board(), 12)
+    made.refresh()
+    yield made
+    made.close()
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_board_is_started_boosted_and_paused(board: LiveBoard) -> None:
+    assert "nobody has scored yet" in board.status.value
+    click(board, "start")
+    assert board.go.description == "pause"
+    board.speed.value = 10
+    eventually(lambda: len(board.board) >= 11)
+    board.player.value = "hana"
+    click(board, "boost")
+    assert board.game.boosted("hana")
+    board.board.increment("zoe", 9999)
+    eventually(lambda: "playing · zoe leads · hana: " in board.status.value)
+    assert "paused · zoe leads · hana: " in click(board, "start")
+    seconds = board.game.seconds
+    assert not board._ticker.running
+    assert board.go.description == "start"
+    assert "nobody" not in click(board, "again")
+    assert list(board.board.points) == ["zoe"]
+    assert board.game.seconds == 0 < seconds
+
+
+def test_a_name_keeps_its_colour_and_who_climbs_is_marked(
+    board: LiveBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bars() -> dict[str, Bar]:
+        board.refresh()
+        return {bar.name: bar for bar in shown[-1]}
+
+    shown: list[Any] = []
+    monkeypatch.setattr(board.bars, "show", shown.append)
+    board.board.points = {"ada": 20, "bob": 10}
+    first = bars()
+    assert (first["ada"].place, first["bob"].share, first["bob"].note) == (0, 0.5, "")
+    board.board.points["bob"] = 40
+    board.game.boost("ada")
+    second = bars()
+    assert (second["bob"].place, second["bob"].note, second["ada"].note) == (0, "▲", "boost ")
+    assert {name: bar.colour for name, bar in first.items()} == {
+        name: bar.colour for name, bar in second.items()
+    }
+    assert first["ada"].colour != first["bob"].colour
+    assert len(set(live.COLOURS)) == 12
+
+
+def test_a_board_that_does_not_answer_halts_the_game_and_says_so(board: LiveBoard) -> None:
+    click(board, "start")
+    board.board.broken = True
+    eventually(lambda: not board._ticker.running)
+    assert "ConnectionError: gone" in board.status.value
+    assert isinstance(board.error, ConnectionError)
+    assert not board.playing
+    board.board.broken = False
+    assert "paused" in click(board, "boost")
+    assert board.error is None
+
+
+def test_a_game_ends_when_nobody_watches_or_touches_it(
+    board: LiveBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.box._view_count = 1
+    click(board, "start")
+    board.box._view_count = 0
+    assert not board._ticker.running
+    assert board.go.description == "start"
+    monkeypatch.setattr(live, "PATIENCE", 0.5)
+    click(board, "start")
+    eventually(lambda: not board._ticker.running)
+    assert "paused" in board.status.value
+    monkeypatch.undo()
+    click(board, "start")
+    board.box.close()
+    assert not board._ticker.running
+    with pytest.raises(ValueError, match="places is 0"):
+        LiveBoard(Board(), places=0)
+
+
+def test_a_running_game_ends_with_the_process() -> None:
+    code = """
+import test_widgets as t
+live = t.LiveBoard(t.Board())
+live.start()
+print(live.playing)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd="tests", timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_without_a_browser_a_board_is_a_picture_and_its_players_leave(
+    board: LiveBoard, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    board._ipython_display_()
+    assert set(published[0]) == {"image/png", "text/plain"}
+    assert published[0]["text/plain"] == "<LiveBoard: a game of 12 players>"
+    assert board.board.points == {}
+    board.board.increment("zoe", 10)
+    board._ipython_display_()
+    assert board.board.points == {"zoe": 10}  # somebody's board is shown as it is
+
+
+# --- who hears what -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def channels(r: Any) -> Iterator[ChannelPanel]:
+    before, made = set(threading.enumerate()), ChannelPanel(r)
+    made.refresh()
+    yield made
+    made.close()
+    assert set(threading.enumerate()) <= before
+    assert r.keys("*") == []
+
+
+def test_who_comes_late_or_leaves_misses_messages_of_a_channel_only(channels: ChannelPanel) -> None:
+    assert "nobody is there yet" in channels.status.value
+    assert "message 1: PUBLISH found 1 subscriber" in click(channels, "ada", "publish")
+    assert "bob is there, and reads 1 message from the stream" in click(channels, "bob")
+    assert "messages 2 to 6: PUBLISH found 2 subscribers" in click(channels, "publish-5")
+    assert "ada has left" in click(channels, "ada")
+    click(channels, "publish", "ada")
+    heard = channels.audience.heard()
+    here, late = "at once", "later"
+    assert heard["pub/sub"]["ada"] == (*[here] * 6, "never")
+    assert heard["pub/sub"]["bob"] == ("never", *[here] * 6)
+    assert heard["pub/sub"]["carol"] == ("never",) * 7
+    assert heard["stream"]["ada"] == (*[here] * 6, late)
+    assert heard["stream"]["bob"] == (late, *[here] * 6)
+    assert heard["stream"]["carol"] == ("not yet",) * 7
+    assert [made.description for made in channels.people.values()] == [
+        "ada leaves",
+        "bob leaves",
+        "carol comes",
+    ]
+    assert bytes(channels.picture.value).startswith(PNG)
+    channels.audience.r.publish("workbook:06:panel", "a stranger's")
+    click(channels, *["publish-5"] * 3)
+    assert len(channels.audience.heard()["pub/sub"]["ada"]) == 22
+    assert "nobody is there yet" in click(channels, "again")
+    assert channels.error is None
+
+
+def test_channels_show_errors(server: Server) -> None:
+    with Server() as other:
+        panel = ChannelPanel(other.client())
+        click(panel, "publish")
+        other.kill()
+        assert "ConnectionError" in click(panel, "ada")
+        assert panel.error is not None
+        other.start()
+        assert "ada is there" in click(panel, "ada")
+        panel.close()
+
+
+def test_without_a_browser_channels_are_a_picture_and_nothing_is_left(
+    channels: ChannelPanel, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    channels._ipython_display_()
+    assert set(published[0]) == {"image/png", "text/plain"}
+    assert published[0]["text/plain"] == "<ChannelPanel: pub/sub beside a stream>"
+
+
+# --- workers to kill ----------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_killed_and_each_message_has_its_effect_once(r: Any) -> None:
+    before, panel = set(threading.enumerate()), ConsumersPanel(r, workers=2)
+    panel.crew.idle, panel.crew.pause = 0.3, 0.02
+    panel.refresh()
+    assert "2 workers wait for messages" in panel.status.value
+    click(panel, "publish")
+    eventually(lambda: panel.crew.view.pending[0])
+    click(panel, "kill-1")
+    assert panel.switches[0].description == "revive worker 1"
+    assert panel.crew.view.alive == (False, True)
+    eventually(lambda: "dead worker" in panel.status.value or panel.crew.view.applied == 100)
+    click(panel, "kill-1")
+    assert panel.switches[0].description == "kill worker 1"
+    eventually(lambda: "all 100 of 100 applied, 0 of them twice" in panel.status.value)
+    assert r.hvals("workbook:07:panel:applied") == ["1"] * 100
+    assert all(r.ttl(key) > 0 for key in r.keys("*"))
+    assert panel.error is None
+    eventually(lambda: not panel._ticker.running)  # nothing changes any more
+    panel.close()
+    assert r.keys("*") == []
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_crew_says_what_is_left() -> None:
+    view = consumers.CrewView((True, False), (3, 4), 2, 100, 90, 0, 95)
+    assert view.sentence == "90 of 100 applied, 0 of them twice; 4 are in a dead worker's hands"
+    view = consumers.CrewView((True, True), (3, 0), 2, 100, 95, 1, 95)
+    assert view.sentence == "95 of 100 applied, 1 of them twice; 5 to go"
+
+
+def test_a_crew_takes_a_client_of_one_server(server: Server) -> None:
+    with pytest.raises(ValueError, match="workers is 9"):
+        ConsumersPanel(server.client(), workers=9)
+    with pytest.raises(TypeError, match="int is no client of a single server"):
+        ConsumersPanel(3)
+
+
+def test_consumers_show_errors() -> None:
+    with Server() as other:
+        panel = ConsumersPanel(other.client(), workers=1)
+        other.kill()
+        panel.refresh()
+        assert "ConnectionError" in panel.status.value
+        assert panel.error is not None
+
+
+def test_without_a_browser_consumers_are_a_picture_and_nothing_is_left(
+    r: Any, published: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labkit.in_browser", lambda: False)
+    ConsumersPanel(r)._ipython_display_()
+    assert set(published[0]) == {"image/png", "text/plain"}
+    assert published[0]["text/plain"] == "<ConsumersPanel: 4 worker processes of one group>"
+    assert r.keys("*") == []

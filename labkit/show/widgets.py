@@ -5,15 +5,18 @@
     Scheduler([buy, buy], setup=…, invariant=…)      # whose turn is it? One button for each client
     RedlockPanel()                                   # five servers to kill, freeze and revive
     SessionPanel(store)                              # who is logged in where, and until when
+    ChannelPanel(r)                                  # who hears what: pub/sub beside a stream
+    ConsumersPanel(r)                                # worker processes to kill in mid-message
+    LiveBoard(board)                                 # a leaderboard, fed by a running game
 
 They hold no logic. A playground's `draw` gets the controls' values as keyword arguments and returns a Figure
-that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum, and a
-SessionPanel Devices. Where nobody watches, each shows a still picture.
+that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum, a
+SessionPanel Devices, a ChannelPanel an Audience, a ConsumersPanel a Crew, and a LiveBoard a Game. Where
+nobody watches, each shows a still picture.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
@@ -21,15 +24,13 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
-from IPython.display import publish_display_data
 from matplotlib.figure import Figure
 
-import labkit
 from labkit.cache import CacheAside, WriteThrough
 from labkit.lock import Redlock
 from labkit.rate_limiter import GCRA, FixedWindow, NaiveSortedSet, SlidingCounter, SlidingLog, TokenBucket
 from labkit.rig.cachesim import STRATEGIES, Store, simulate
-from labkit.rig.lanes import COLOURS, WRONG
+from labkit.rig.lanes import COLOURS
 from labkit.rig.model import Trials
 from labkit.rig.quorum import CLIENTS, Quorum, View
 from labkit.rig.race import Exploration, Program
@@ -37,6 +38,10 @@ from labkit.rig.traffic import SHAPES, Clock, replay
 from labkit.rig.walk import Walk
 from labkit.session import SessionStore
 from labkit.show import plot
+from labkit.show.channels import ChannelPanel
+from labkit.show.consumers import ConsumersPanel
+from labkit.show.live import LiveBoard
+from labkit.show.panel import WIDE, Pressed, Shown, button, png, row
 from labkit.show.sessions import DEVICES, Devices, table
 
 if TYPE_CHECKING:
@@ -44,6 +49,9 @@ if TYPE_CHECKING:
     from labkit.rig.server import Server
 
 __all__ = [
+    "ChannelPanel",
+    "ConsumersPanel",
+    "LiveBoard",
     "Playground",
     "RedlockPanel",
     "Scheduler",
@@ -55,34 +63,7 @@ __all__ = [
 ]
 
 
-class _Shown:
-    """Shows itself as the last value of a cell: `box` where somebody watches, else what `_static` gives."""
-
-    title: str
-    box: Any
-
-    def refresh(self) -> None:
-        """Show how things stand now; never raises."""
-        raise NotImplementedError
-
-    def _static(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.title}>"
-
-    def _ipython_display_(self) -> None:
-        if labkit.in_browser():
-            self.refresh()
-            bundle = self.box._repr_mimebundle_()
-        else:
-            bundle = self._static()
-        publish: Any = publish_display_data
-        sizes = {"image/png": {"width": round(plot.WIDTH * 100)}} if "image/png" in bundle else {}
-        publish({**bundle, "text/plain": repr(self)}, sizes)
-
-
-class Playground(_Shown):
+class Playground(Shown):
     """Controls above, a picture and a status line below; shows itself as the last value of a cell.
 
     The picture is drawn anew whenever a control has come to rest. What `draw` raises, a KeyboardInterrupt
@@ -98,10 +79,9 @@ class Playground(_Shown):
         self.draw = draw
         self.title = title
         self.error: BaseException | None = None
-        self.picture = ipw.Image(format="png", layout=_WIDTH)
+        self.picture = ipw.Image(format="png", layout=WIDE)
         self.status = ipw.Label()
-        row = _row(*self.controls.values())
-        self.box = ipw.VBox([row, self.picture, self.status])
+        self.box = ipw.VBox([row(*self.controls.values()), self.picture, self.status])
         for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
             widget.add_class(f"labkit-{css}")
         for control in self.controls.values():
@@ -136,13 +116,6 @@ class Playground(_Shown):
         return ", ".join(
             f"{control.description or name} {control.value}" for name, control in self.controls.items()
         )
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG, at twice the resolution of the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=2 * figure.dpi)
-    return buffer.getvalue()
 
 
 def pipelining(link: Proxy) -> Playground:
@@ -245,37 +218,7 @@ def cache(server: Server | None = None) -> Playground:
     return Playground(controls, draw, name="cache", title="what does a cache take off the database?")
 
 
-class _Pressed(_Shown):
-    """Has buttons; `press` is what each of them does, and `.error` what the last one raised, or None."""
-
-    picture: Any
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.status = ipw.HTML()
-
-    def _put_together(self, name: str, *rows: Any) -> None:
-        self.box = ipw.VBox([*rows, self.status, self.picture])
-        for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
-            widget.add_class(f"labkit-{css}")
-
-    def press(self, act: Callable[[], object]) -> None:
-        """Act, then show how things stand; never raises."""
-        self.status.value, self.error = "…", None
-        try:
-            act()
-        except (Exception, KeyboardInterrupt) as error:
-            self.error = error
-        self.refresh()
-
-    def _say(self, text: str, wrong: bool) -> None:
-        """The status line; an error goes before."""
-        said = f"{type(self.error).__name__}: {self.error}" if self.error else text
-        colour = f"color:{WRONG}" if self.error or wrong else ""
-        self.status.value = f'<b role="status" style="{colour}">{escape(said)}</b>'
-
-
-class Scheduler(_Pressed):
+class Scheduler(Pressed):
     """You are the scheduler: a button for each client says what it would send next; press it, and it does.
 
     `program` is a list of actors, with `setup`, `invariant`, `always` and `faults` as for `explore`, or what
@@ -300,12 +243,12 @@ class Scheduler(_Pressed):
         self.title = ", ".join(f"{letter} · {name}" for letter, name in self.walk.trace.clients)
         super().__init__()
         self.moves: dict[str, Any] = {}
-        self.clients, self.faults, steering = (_row() for _ in range(3))
+        self.clients, self.faults, steering = (row() for _ in range(3))
         self.picture = ipw.HTML()
-        self.forward = _button("", "forward", lambda: self.press(self.walk.forward))
+        self.forward = button("", "forward", lambda: self.press(self.walk.forward))
         steering.children = (
-            _button("undo", "undo", lambda: self.press(self.walk.undo)),
-            _button("start again", "restart", lambda: self.press(self.walk.restart)),
+            button("undo", "undo", lambda: self.press(self.walk.undo)),
+            button("start again", "restart", lambda: self.press(self.walk.restart)),
             *([self.forward] if self.walk.path else []),
         )
         self._put_together("scheduler", self.clients, self.faults, steering)
@@ -322,7 +265,7 @@ class Scheduler(_Pressed):
 
     def _add(self, move: str, row: Any, css: str) -> Any:
         """A button for good, now and then disabled: so the keyboard's focus stays where it was."""
-        self.moves[move] = made = _button("", css, lambda: self.press(lambda: self.walk.take(move)))
+        self.moves[move] = made = button("", css, lambda: self.press(lambda: self.walk.take(move)))
         made.style.font_family = "monospace"
         row.children = (*row.children, made)
         return made
@@ -349,7 +292,7 @@ class Scheduler(_Pressed):
         return {"text/html": say + walk.trace._repr_html_()}
 
 
-class RedlockPanel(_Pressed):
+class RedlockPanel(Pressed):
     """Five real servers to kill, freeze and revive, and two clients, A and B, that want one Redlock on them.
 
     The picture shows what each server said and after how long, whether that is a majority, for how long the
@@ -365,7 +308,7 @@ class RedlockPanel(_Pressed):
         super().__init__()
         self.quorum = quorum = Quorum(lambda rs: Redlock(rs, "panel", ttl=ttl), appendonly=appendonly)
         self.title = "five servers, two clients"
-        self.picture = ipw.Image(format="png", layout=_WIDTH)
+        self.picture = ipw.Image(format="png", layout=WIDE)
         self.switches = [
             (
                 self._add(f"kill-{n + 1}", partial(quorum.kill_or_revive, n)),
@@ -378,10 +321,10 @@ class RedlockPanel(_Pressed):
             self._add(f"{act}-{client}", partial(do, client), f"{client} {act}s") for client, act, do in acts
         ]
         kills, freezes = zip(*self.switches, strict=True)
-        self._put_together("redlock", _row(*kills), _row(*freezes), _row(*clients))
+        self._put_together("redlock", row(*kills), row(*freezes), row(*clients))
 
     def _add(self, css: str, act: Callable[[], object], text: str = "") -> Any:
-        made = _button(text, css, lambda: self.press(act))
+        made = button(text, css, lambda: self.press(act))
         made.layout.width = "8em"
         return made
 
@@ -409,7 +352,7 @@ class RedlockPanel(_Pressed):
             return {"image/png": self._drawn(quorum.view)}
 
 
-class SessionPanel(_Pressed):
+class SessionPanel(Pressed):
     """The sessions of one user in `store`: log in on three devices, use one, log out one, or all everywhere.
 
     The table's bars show how much time each session has left. They shrink in the browser, without the kernel:
@@ -428,17 +371,17 @@ class SessionPanel(_Pressed):
         self.picture = ipw.HTML()
         acts = (("login", "log in on", devices.log_in), ("use", "use", devices.use))
         rows = [
-            _row(
+            row(
                 *(self._add(f"{css}-{device}", partial(do, device), f"{verb} {device}") for device in DEVICES)
             )
             for css, verb, do in (*acts, ("logout", "log out", devices.log_out))
         ]
         everywhere = self._add("everywhere", devices.log_out_everywhere, "log out everywhere")
         look = self._add("look", devices.look, "look again")
-        self._put_together("sessions", *rows, _row(everywhere, look))
+        self._put_together("sessions", *rows, row(everywhere, look))
 
     def _add(self, css: str, act: Callable[[], object], text: str) -> Any:
-        made = _button(text, css, lambda: self.press(act))
+        made = button(text, css, lambda: self.press(act))
         made.layout.width = "12em"
         return made
 
@@ -467,17 +410,3 @@ class SessionPanel(_Pressed):
         finally:
             for token in devices.tokens.values():
                 devices.store.destroy(token)
-
-
-_WIDTH = {"width": f"{plot.WIDTH * 100:.0f}px", "max_width": "100%"}
-
-
-def _row(*children: Any) -> Any:
-    return ipw.HBox(children, layout={"flex_flow": "wrap"})
-
-
-def _button(text: str, css: str, act: Callable[[], object]) -> Any:
-    made = ipw.Button(description=text, layout={"width": "auto", "max_width": "100%"})
-    made.add_class(f"labkit-{css}")
-    made.on_click(lambda _: act())
-    return made
