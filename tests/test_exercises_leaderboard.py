@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from answers import changed, told_by, wrong
 
 from labkit.teach import check
 from labkit.teach.exercises import Verdict, load
@@ -20,6 +22,8 @@ from labkit.teach.exercises.leaderboard.grading import (
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("leaderboard")}
+_answer = partial(changed, "leaderboard")
+_wrong = partial(wrong, "leaderboard")
 
 _AROUND = EXERCISES["around"].reference
 _TIES = EXERCISES["ties"].reference
@@ -335,36 +339,17 @@ def test_other_right_answers_are_accepted(name: str) -> None:
     assert verdict == Verdict("correct", message=exercise.title), str(verdict)
 
 
-def _answer(name: str, *changes: tuple[str, str]) -> Verdict:
-    """The verdict on a reference with some of its text changed."""
-    exercise = EXERCISES[name]
-    source = exercise.reference
-    for old, new in changes:
-        assert old in source, old
-        source = source.replace(old, new)
-    return check.grade(exercise, exercise.build(source))
-
-
-def _wrong(name: str, why: str) -> Verdict:
-    exercise = EXERCISES[name]
-    return check.grade(exercise, exercise.build(next(w.source for w in exercise.wrong if why in w.why)))
-
-
-def _told(verdict: Verdict) -> list[str]:
-    return [" ".join(line.split()) for line in verdict.counterexample.splitlines()]
-
-
 def test_a_lost_update_is_told_as_an_interleaving() -> None:
     verdict = _wrong("score", "reads the points, adds")
     assert verdict.message == "a game is lost: 10 + 8 + 7 makes 25, and ada has 18 on `today`"
-    steps = [line.split()[:2] for line in _told(verdict)[2:]]
+    steps = [line.split()[:2] for line in told_by(verdict)[2:]]
     assert steps == [["A", "ZSCORE"], ["B", "ZSCORE"], ["B", "MULTI;"], ["A", "MULTI;"]]
 
 
 def test_a_board_that_never_was_is_told_with_the_two_that_were() -> None:
     verdict = _wrong("around", "two round trips")
     assert verdict.message.startswith("the board was never like this: [(2, 'ada', 90), (3, 'bob', 80)")
-    steps = [line.split()[:2] for line in _told(verdict)[2:]]
+    steps = [line.split()[:2] for line in told_by(verdict)[2:]]
     assert steps == [["A", "ZREVRANK"], ["B", "ZADD"], ["A", "ZREVRANGE"]]
 
 
@@ -379,20 +364,20 @@ def test_what_is_read_for_nothing_is_told_in_numbers() -> None:
 def test_ties_by_name_are_told_so_whatever_the_names() -> None:
     verdict = _wrong("ties", "plain ZADD")
     assert verdict.message == "equals are ordered by name"
-    assert _told(verdict)[-1] == "top(3) -> [('zoe', 2), ('max', 2), ('amy', 2)]"
+    assert told_by(verdict)[-1] == "top(3) -> [('zoe', 2), ('max', 2), ('amy', 2)]"
 
 
 def test_four_million_changes_are_told_by_the_counter() -> None:
     verdict = _answer("ties", ("4194304", "3900000"))
     assert verdict.property == "room"
     assert verdict.message == "'max 0' has 2,000,000,000 points, and top() says 1,999,999,999"
-    assert any(line.startswith("four million changes later: {workbook:") for line in _told(verdict))
+    assert any(line.startswith("four million changes later: {workbook:") for line in told_by(verdict))
 
 
 def test_a_total_that_nobody_had_is_told_as_an_interleaving() -> None:
     verdict = _wrong("week", "reads day after day")
     assert verdict.message == "nobody ever had that total: [('ada', 7)]; it was none, 5, then 12"
-    assert [line.split()[0] for line in _told(verdict)[2:]] == ["A", "B", "B", "A"]
+    assert [line.split()[0] for line in told_by(verdict)[2:]] == ["A", "B", "B", "A"]
 
 
 SCRIPTED = """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 
 import pytest
+from answers import changed
 
 from labkit.rig.connection import supports
 from labkit.teach import check
@@ -15,6 +17,7 @@ from labkit.teach.exercises.session.grading import Inside, unseen
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("session")}
+_answer = partial(changed, "session")
 
 _SLIDING = """
 import base64, hashlib, hmac, json, os, secrets, uuid
@@ -453,16 +456,6 @@ def test_other_right_answers_are_accepted(name: str) -> None:
     verdict = check.grade(exercise, exercise.build(RIGHT[name]))
     print(f"{name}: {time.perf_counter() - began:.1f} s")
     assert verdict == Verdict("correct", message=exercise.title), str(verdict)
-
-
-def _answer(name: str, *changes: tuple[str, str]) -> Verdict:
-    """The verdict on a reference with some of its text changed."""
-    exercise = EXERCISES[name]
-    source = exercise.reference
-    for old, new in changes:
-        assert old in source, old
-        source = source.replace(old, new)
-    return check.grade(exercise, exercise.build(source))
 
 
 def test_the_counterexample_is_an_interleaving_of_commands_with_replies() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
+from answers import changed, told_by, wrong
 
 from labkit.rig.connection import supports
 from labkit.teach import check
@@ -13,6 +15,8 @@ from labkit.teach.exercises.stream.grading import GROUP, hold, idle_again, pendi
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("stream")}
+_answer = partial(changed, "stream")
+_wrong = partial(wrong, "stream")
 
 _WORKER = EXERCISES["worker"].reference
 _SETTLE = _WORKER[_WORKER.index("    def settle") :]
@@ -270,29 +274,10 @@ def _has_claim(lab: Lab) -> bool:
     return tuple(map(int, version.split(".")[:2])) >= (8, 4) and supports(lab.r, "XREADGROUP")
 
 
-def _answer(name: str, *changes: tuple[str, str]) -> Verdict:
-    """The verdict on a reference with some of its text changed."""
-    exercise = EXERCISES[name]
-    source = exercise.reference
-    for old, new in changes:
-        assert old in source, old
-        source = source.replace(old, new)
-    return check.grade(exercise, exercise.build(source))
-
-
-def _wrong(name: str, why: str) -> Verdict:
-    exercise = EXERCISES[name]
-    return check.grade(exercise, exercise.build(next(w.source for w in exercise.wrong if why in w.why)))
-
-
-def _told(verdict: Verdict) -> list[str]:
-    return [" ".join(line.split()) for line in verdict.counterexample.splitlines()]
-
-
 def test_a_payment_that_a_crash_loses_is_told_command_by_command() -> None:
     verdict = _wrong("worker", "the done key first")
     assert verdict.message == "when all workers have started again, p1 was never paid: it is lost"
-    told = _told(verdict)
+    told = told_by(verdict)
     assert told[0] == "p1 (to eve, 5) is in the stream. A: ada.work(); she may crash, and starts again"
     assert told[-2:] == ["A SET payments:paid:p1 1-0 NX EX 3600 -> OK", "A (crashes)"]
 
@@ -300,12 +285,12 @@ def test_a_payment_that_a_crash_loses_is_told_command_by_command() -> None:
 def test_a_payment_that_is_made_twice_is_told_with_both_amounts() -> None:
     verdict = _wrong("worker", "then MULTI: in between another has paid")
     assert verdict.message == "p1 was paid twice: eve was to get 5, and has 10"
-    told = _told(verdict)
+    told = told_by(verdict)
     assert [line.split()[:2] for line in told if "HINCRBY" in line] == [["B", "MULTI;"], ["A", "MULTI;"]]
 
 
 def test_two_reclaimers_are_told_as_an_interleaving() -> None:
-    told = _told(_wrong("reclaim", "XCLAIM without an idle time"))
+    told = told_by(_wrong("reclaim", "XCLAIM without an idle time"))
     assert [line.split()[:2] for line in told[2:]] == [
         ["A", "XPENDING"],
         ["B", "XPENDING"],
@@ -317,7 +302,7 @@ def test_two_reclaimers_are_told_as_an_interleaving() -> None:
 def test_what_is_read_between_two_questions_is_told() -> None:
     verdict = _wrong("trim", "asks first what is pending")
     assert verdict.message == "2-0 is not acknowledged, and was trimmed away"
-    between = [line.split()[:2] for line in _told(verdict)]
+    between = [line.split()[:2] for line in told_by(verdict)]
     assert between.index(["A", "XPENDING"]) < between.index(["B", "XREADGROUP"])
 
 
