@@ -23,15 +23,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
-from itertools import islice
+from functools import cache, partial
+from itertools import count, islice
 from typing import Any, ClassVar, NamedTuple
 
 from redis import exceptions
 
 MOST = 2**31 - 1  # points: 31 bits, and a sign
 TICKS = 2**22  # a tick is 1 / TICKS of a point: 22 bits; the scripts write it out
-CHUNK = 1000  # members of one command: it takes Redis about a millisecond
+CHUNK = 1000  # members of one command: a few milliseconds
 DAY = 86_400  # seconds
 ASK = 60.0  # seconds after which the server is asked for its time again
 
@@ -92,12 +92,11 @@ def _run(r: Any, lua: str, *args: Any) -> Any:
         return r.execute_command("EVAL", lua, *args)
 
 
-def _places(reply: list[Any], first: int) -> list[Place]:
-    """Of members with scores: pairs (RESP3), or one after the other (RESP2, and out of scripts)."""
-    if reply and isinstance(reply[0], list | tuple):
-        reply = [word for pair in reply for word in pair]
-    pairs = zip(reply[::2], reply[1::2], strict=True)
-    return [Place(n, _text(who), math.ceil(float(score))) for n, (who, score) in enumerate(pairs, first)]
+def _places(first: int, members: list[Any], points: Iterable[int]) -> list[Place]:
+    if members and isinstance(members[0], bytes):
+        members = [member.decode() for member in members]
+    rows = zip(count(first), members, points, strict=False)
+    return list(map(partial(tuple.__new__, Place), rows))  # Place(*row), in half the time
 
 
 class Leaderboard:
@@ -240,9 +239,10 @@ class Leaderboard:
         return self._range(first, first + size - 1)
 
     def _range(self, first: int, last: int) -> list[Place]:
-        return _places(
-            self._r.execute_command("ZRANGE", self.key, first, last, "REV", "WITHSCORES"), first + 1
-        )
+        found = self._r.execute_command("ZRANGE", self.key, first, last, "REV", "WITHSCORES")
+        if found and isinstance(found[0], list | tuple):  # pairs (RESP3), or one after the other (RESP2)
+            found = [word for pair in found for word in pair]
+        return _places(first + 1, found[::2], map(math.ceil, map(float, found[1::2])))
 
     # KEYS      board
     # ARGV      member
@@ -268,19 +268,21 @@ class Leaderboard:
 
     # KEYS      board
     # ARGV      member, how many on either side
-    # returns   how many are ahead of the first of them, then members with their scores; or nil
+    # returns   how many are ahead of the first of them, then members with their points; or nil
     AROUND = """
     local ahead = redis.call('ZREVRANK', KEYS[1], ARGV[1])
     if not ahead then return nil end
     local first = math.max(ahead - ARGV[2], 0)
-    return {first, redis.call('ZRANGE', KEYS[1], first, ahead + ARGV[2], 'REV', 'WITHSCORES')}
+    local found = redis.call('ZRANGE', KEYS[1], first, ahead + ARGV[2], 'REV', 'WITHSCORES')
+    for i = 2, #found, 2 do found[i] = math.ceil(found[i]) end
+    return {first, found}
     """
 
     def around(self, member: str, n: int = 5) -> list[Place]:
         """The member with n on either side, fewer at the ends of the board. Not there: nothing."""
         words = (_member(member), _whole("n", n, 0, 10**5))
         reply = _run(self._r, self.AROUND, 1, self.key, *words)
-        return _places(reply[1], int(reply[0]) + 1) if reply else []
+        return _places(reply[0] + 1, reply[1][::2], reply[1][1::2]) if reply else []
 
     # KEYS      board
     # ARGV      member

@@ -126,7 +126,7 @@ class Effects(CoreCommands):
             for word in words:
                 if isinstance(word, bool) or not isinstance(word, tuple(SENDABLE)):
                     raise TypeError(f"{words[0]} has {word!r}; it must be str, bytes, int or float")
-        "".join(word for word in words if isinstance(word, str)).encode()  # half a surrogate pair is no text
+        ("%s" * len(words) % words).encode()  # half a surrogate pair is no text
         if len(words) > WORDS:
             raise ValueError(f"{words[0]} has {len(words)} words; one effect may have {WORDS}")
         self.commands.append(words)
@@ -168,7 +168,7 @@ def _check(r: Any, stream: str) -> None:
 
 
 def _text(word: Any) -> str:
-    return word.decode() if isinstance(word, bytes) else str(word)
+    return word.decode() if type(word) is bytes else str(word)
 
 
 def _order(id: Any) -> tuple[int, ...]:

@@ -389,8 +389,8 @@ EXERCISE = Exercise(
     name="around",
     title="Around me, in one round trip",
     statement="""
-Nobody looks at the top ten as often as at the own place. `board` is a sorted set whose scores are whole
-numbers. Write `around`:
+Players look at their own place more often than at the top ten. `board` is a sorted set whose scores are
+whole numbers below 2^53. Write `around`:
 
 - It gives the member with `n` on either side, as a list of `(rank, member, points)`, the best first. Rank 1
   is the best; `rank` and `points` are ints.

@@ -573,13 +573,13 @@ first is ahead.
 
 - `set(member, points)` says how many points the member has now: a whole number from 0 to 2,000,000,000, be
   it more or less than before.
-- `top(n)` gives the first `n` as a list of `(member, points)`; the points are ints, and exact.
+- `top(n)` gives the first `n` (one at least) as a list of `(member, points)`; the points are ints, and exact.
 - To set the points that a member has already changes nothing. Whoever leaves points and comes back to them
   has reached them anew.
 - A board sees up to four million changes. Many processes use it at once, and no client's clock counts.
 - A crash leaves the board as it was before a `set`, or as it is after it.
 - `top` reads no more of the board than it gives. Boards of other names know nothing of each other. How
-  you lay it out is yours; nothing of it ends by itself, or grows with every change.
+  you lay it out is yours; nothing of it ends by itself, and no change adds to the memory that it takes.
 """.strip(),
     answer="MyBoard",
     stub=STUB.strip(),

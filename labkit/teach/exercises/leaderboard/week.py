@@ -493,8 +493,8 @@ Each day has a board of its own, and a total adds up several of them. Write both
 
 - `add(day, member, points)` adds to what the member has on that day. A board of a day ends by itself, 8 days
   after its last change.
-- `top(days, n)` gives the first `n` in the sum of these days (one at least), as a list of `(member, points)`
-  with ints. A day on which nobody has played counts as empty.
+- `top(days, n)` gives the first `n` (one at least) in the sum of these days (one at least), as a list of
+  `(member, points)` with ints. A day on which nobody has played counts as empty.
 - The total is that of one moment, and of now: what others add meanwhile is in it as a whole, or not at all.
 - Not every member is sent to the client, only those that are asked for.
 - What `top` stores on its way ends by itself within an hour, also after a crash.
