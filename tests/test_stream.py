@@ -659,7 +659,7 @@ class TestRunning:
     def test_a_stream_that_is_deleted_while_it_waits(
         self, r: redis.Redis, make: Make, producer: Producer
     ) -> None:
-        consumer = make(block=5)
+        consumer = make(block=1)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(consumer.run)
             until(lambda: r.info("clients")["blocked_clients"] == 1)

@@ -161,7 +161,7 @@ class Watched:
     def __init__(self) -> None:
         self._before = set(threading.enumerate())
         self._looks = Counter[str]()
-        self._at = dict[int, str]()
+        self._at = dict[int, list[str]]()  # the calls that it is in: finalizers run within others
         self.noise = io.StringIO()
 
     @property
@@ -185,17 +185,18 @@ class Watched:
     @property
     def waits(self) -> bool:
         """Is one of them in a call that waits for a socket?"""
-        return any(self._at.get(one.ident or 0) in LOOKS for one in self.alive)
+        return any(at[-1] in LOOKS for one in self.alive if (at := self._at.get(one.ident or 0)))
 
     def profile(self, frame: FrameType, event: str, arg: Any) -> None:
         """What `threading.setprofile` takes: each call of a function in C, and its end."""
         name, thread = getattr(arg, "__name__", ""), threading.get_ident()
         if arg is getattr(select, "poll", None):  # makes what has a method of the same name
             return
+        at = self._at.setdefault(thread, [])
         if event == "c_call":
-            self._at[thread] = name
+            at.append(name)
         elif event in ("c_return", "c_exception"):
-            self._at[thread] = ""
+            del at[-1:]
             if name in LOOKS:
                 self._looks[name] += 1
 
