@@ -11,6 +11,7 @@ from answers import changed
 from labkit.teach import check, lab
 from labkit.teach.exercises import Verdict, load
 from labkit.teach.exercises.pubsub.grading import within
+from labkit.teach.timelimit import limited
 
 EXERCISES = {exercise.name: exercise for exercise in load("pubsub")}
 _answer = partial(changed, "pubsub")
@@ -281,6 +282,15 @@ class MyTotal:
         return int(self.state.get("total", 0)) + sum(n for v, n in self.changes.items() if v > first)
 """,
 }
+
+
+def test_a_time_limit_in_a_thread_leaves_no_trace() -> None:
+    """In Python 3.11 an exception that was taken back would make each watched thread hang."""
+    thread = threading.Thread(target=limited, args=(10, lambda: None, lambda: None))
+    thread.start()
+    thread.join()
+    exercise = EXERCISES["listener"]
+    assert check.grade(exercise, exercise.build(exercise.reference)).state == "correct"
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -97,6 +97,25 @@ def is_library(file: str) -> bool:
     return "site-packages" in path.parts or any(path.is_relative_to(room) for room in rooms)
 
 
+class _Arrived(BaseException):
+    """Raised here, and caught here."""
+
+
+def let_arrive() -> None:
+    """Let an exception for this thread arrive, and be over.
+
+    Python 3.11 remembers that one is on its way until one has arrived, also if it was taken back, or if its
+    thread had ended; until then each new thread that is profiled hangs at its first line.
+    """
+    here = ctypes.c_ulong(threading.get_ident())
+    try:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(_Arrived))
+        while True:
+            pass
+    except _Arrived:
+        pass
+
+
 def _by_thread(seconds: float, work: Callable[[], None], unblock: Callable[[], None]) -> None:
     thread = threading.get_ident()
     done = threading.Event()
@@ -128,5 +147,6 @@ def _by_thread(seconds: float, work: Callable[[], None], unblock: Callable[[], N
             done.set()
             raise_there(None)
         watcher.join()
+        let_arrive()
     if late:
         raise TimeUp

@@ -24,6 +24,7 @@ from redis.client import PubSubWorkerThread
 from labkit.teach.exercises import Failure
 from labkit.teach.exercises.session.grading import elsewhere
 from labkit.teach.lab import Lab
+from labkit.teach.timelimit import let_arrive
 
 TICK = 0.01
 """Seconds. Time is counted in ticks of the grader's own thread: while the machine stands still, none pass."""
@@ -269,6 +270,7 @@ class Task(threading.Thread):
 def watched(lab: Lab, link: Link) -> Iterator[Watched]:
     """Threads that start meanwhile are watched, and silent; none of them, and no connection, is left."""
     threads = Watched()
+    let_arrive()
     before = threading.getprofile(), threading.excepthook, logging.root.handlers
     threading.setprofile(threads.profile)
     threading.excepthook = _show
@@ -289,6 +291,7 @@ def watched(lab: Lab, link: Link) -> Iterator[Watched]:
     finally:
         profile, threading.excepthook, logging.root.handlers = before
         threading.setprofile(profile)
+        let_arrive()
 
 
 def _show(args: threading.ExceptHookArgs) -> None:
