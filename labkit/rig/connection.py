@@ -26,7 +26,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from labkit import PREFIX, LabkitError
-from labkit.rig.client import client, settings
+from labkit.rig.client import client, cluster_client
 from labkit.rig.server import OLDEST, Server, ServerFailed
 
 CONTAINER = ("127.0.0.1", 6390)
@@ -155,7 +155,7 @@ def _named(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     if url == EMBEDDED:
         return _own(options)
     place = "REDIS_URL" if url == os.environ.get("REDIS_URL") else "url"
-    make = _cluster if url.startswith("redis+cluster:") else client
+    make = cluster_client if url.startswith("redis+cluster:") else client
     try:
         _check_form(url)
         _probe(make, url, options, seconds=3)
@@ -220,15 +220,6 @@ def _mask(error: Exception, url: str) -> str:
     secret = re.search(r"://[^/@]*?:([^@]+)@[^@]*$", url)
     text = str(error).replace(secret[1], "***") if secret else str(error)
     return " ".join(text.split()).rstrip(". ") + "."
-
-
-def _cluster(url: str, **options: Any) -> RedisCluster:
-    """As `client()`: nothing is sent twice. After a node's failure the next command asks who is there.
-
-    MOVED and ASK are followed: a server that redirects a command has not run it.
-    """
-    wanted = {**settings(), "retry": Retry(NoBackoff(), 0), **options}
-    return RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
 
 
 def _container(options: dict[str, Any]) -> tuple[Any, str] | None:

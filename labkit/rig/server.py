@@ -1,8 +1,12 @@
-"""Throw-away Redis servers: real processes to kill, freeze and restart.
+"""Throw-away Redis servers: real processes to kill, freeze and restart, alone or as a cluster.
 
     with Server(appendonly=True) as server:
         r = server.client()
         server.kill()
+
+    with Cluster(primaries=3, replicas=1) as cluster:
+        rc = cluster.client()
+        cluster.kill("A")
 
 Each server is a `redis-server` child on a free loopback port, with a random password and a temporary
 folder of its own. None outlives this process, however the process ends (see labkit.rig.watchdog).
@@ -21,17 +25,21 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from redis.crc import key_slot
+
 from labkit import LabkitError
-from labkit.rig import watchdog
-from labkit.rig.client import client
+from labkit.rig import topology, watchdog
+from labkit.rig.client import client, cluster_client
 
 if TYPE_CHECKING:
     import redis
+    from redis.cluster import RedisCluster
 
 OLDEST = (7, 0)
 """The oldest server version that the workbook runs on."""
@@ -319,6 +327,275 @@ class Server:
     def _log(self) -> str:
         log = (self._folder or Path()) / "redis.log"
         return log.read_text(errors="replace")[-600:] if log.exists() else "(empty)"
+
+
+class Node(Server):
+    """One server of a `Cluster`: a Server with a `name` ("A"; its first replica is "A2") and an `id`."""
+
+    def __init__(self, name: str, password: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.name, self.password, self.id = name, password, ""
+
+    def __repr__(self) -> str:
+        return f"Node({self.name}, {'running' if self.running else 'stopped'})"
+
+    @property
+    def bus(self) -> int:
+        """The port on which nodes speak to each other."""
+        return int(str(self._settings["cluster-port"]))
+
+    def _launch(self) -> None:
+        if self.port == 0:
+            self._settings["cluster-port"] = _free_port()
+        super()._launch()
+
+
+class Cluster:
+    """A real Redis Cluster of one's own; a context manager, ready when the block begins (about 2 s).
+
+    Its nodes are servers of this process, formed by commands: `primaries` that share the slots, each with so
+    many `replicas`, in sync. They are called A, B, C, and A2 is the first replica of A; names stay when roles
+    change. `node_timeout` is in seconds: after so much silence a node is suspected, and a majority of the
+    primaries makes it failed. Any setting of redis.conf may be given, as for `Server`. Nothing is written to
+    disk unless asked for, so a node that comes back is empty, and takes over its primary's data.
+
+    Raises ValueError for numbers that make no cluster, ServerFailed (with what is wrong) where it does not
+    become whole. As with a `Server`, nothing outlives this process.
+    """
+
+    def __init__(
+        self,
+        primaries: int = 3,
+        replicas: int = 1,
+        *,
+        node_timeout: float = 2.0,
+        binary: str | None = None,
+        **config: object,
+    ) -> None:
+        if not 1 <= primaries <= 26 or not 0 <= replicas <= 8:
+            raise ValueError(
+                f"primaries is {primaries}, replicas {replicas}; they must be 1 to 26, and 0 to 8"
+            )
+        self._password = secrets.token_hex(16)
+        self._options = {
+            "binary": binary or find_binary().path,
+            "cluster_enabled": True,
+            "cluster_node_timeout": round(node_timeout * 1000),
+            "masterauth": self._password,
+            "repl_diskless_sync_delay": 0,
+            **config,
+        }
+        self._primaries = primaries
+        names = list(ascii_uppercase[:primaries])
+        names += [f"{name}{rank + 2}" for rank in range(replicas) for name in names[:primaries]]
+        self.nodes = [self._node(name) for name in names]
+        self._had: dict[str, tuple[int, ...]] = {}
+
+    def _node(self, name: str) -> Node:
+        return Node(name, self._password, **self._options)
+
+    def __enter__(self) -> Cluster:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Cluster({sum(node.running for node in self.nodes)} of {len(self.nodes)} nodes running)"
+
+    def start(self, timeout: float = 30) -> Cluster:
+        """Start and form it, and wait until it is whole. It is formed once: no effect on one that runs."""
+        if any(node.running for node in self.nodes):
+            return self
+        try:
+            self._launch(self.nodes)
+            with self._clients() as clients:
+                ports = [(node.port, node.bus) for node in self.nodes]
+                topology.found(list(clients.values()), ports, self._primaries)
+            self.await_whole(timeout)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _launch(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            node._launch()
+        for node in nodes:
+            node._await_ready()
+            with node.client() as r:
+                node.id = str(r.execute_command("CLUSTER MYID"))
+
+    def stop(self) -> None:
+        """End every node and remove their folders. No effect in a forked child."""
+        for node in self.nodes:
+            node.stop()
+
+    @contextlib.contextmanager
+    def _clients(self) -> Iterator[dict[str, redis.Redis]]:
+        """A client of each node that runs, by its name."""
+        with contextlib.ExitStack() as stack:
+            yield {
+                node.name: stack.enter_context(node.client(socket_timeout=5))
+                for node in self.nodes
+                if node.running
+            }
+
+    @property
+    def url(self) -> str:
+        """For REDIS_URL and `labkit.connect()`: redis+cluster://:password@127.0.0.1:port of one that runs."""
+        running = [node for node in self.nodes if node.running]
+        if not running:
+            raise ServerFailed(
+                "No node of this cluster is running.", "start() it, or revive() a node, first."
+            )
+        return running[0].url.replace("redis:", "redis+cluster:").removesuffix("/0")
+
+    def client(self, **options: Any) -> RedisCluster:
+        """A client of the whole cluster, with the same defaults as `labkit.connect()` has for one."""
+        return cluster_client(self.url, **options)
+
+    def __getitem__(self, name: str) -> Node:
+        """The node of that name. Raises KeyError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(f"no node {name!r}; there are {', '.join(node.name for node in self.nodes)}")
+
+    def _of(self, node: Node | str) -> Node:
+        return self[node] if isinstance(node, str) else node
+
+    def members(self) -> dict[str, topology.Member]:
+        """What the nodes that run say of themselves and of the others, by the names of the nodes."""
+        names = {node.id: node.name for node in self.nodes}
+        with self._clients() as clients:
+            told = topology.described(clients.values())
+        return {names[one]: member for one, member in told.items() if one in names}
+
+    def _running(self) -> dict[str, topology.Member]:
+        return {name: one for name, one in sorted(self.members().items()) if self[name].running}
+
+    @property
+    def primaries(self) -> list[Node]:
+        """The nodes that run and say that they are primaries, now; one without slots too."""
+        return [self[name] for name, one in self._running().items() if one.is_primary]
+
+    @property
+    def replicas(self) -> list[Node]:
+        """The nodes that run and say that they are replicas, now."""
+        return [self[name] for name, one in self._running().items() if not one.is_primary]
+
+    def replicas_of(self, node: Node | str) -> list[Node]:
+        """The running replicas of that primary, now."""
+        primary = self._of(node).id
+        return [self[name] for name, one in self._running().items() if one.primary == primary]
+
+    def owner(self, key: str | bytes | int) -> Node:
+        """The primary that serves a key (or a slot, by its number), by what the nodes say now."""
+        slot = key if isinstance(key, int) else key_slot(key.encode() if isinstance(key, str) else key)
+        return self[self.owners()[slot]]
+
+    def owners(self) -> dict[int, str]:
+        """The name of the primary of each slot that has one, by what the nodes say now."""
+        members = self._running()
+        return {slot: name for name, one in members.items() if one.is_primary for slot in one.slots}
+
+    def kill(self, node: Node | str) -> None:
+        """SIGKILL a node (by its name, or itself). Returns at once: `await_failover()` waits for its heir."""
+        victim = self._of(node)
+        if victim.running:
+            with victim.client() as r:
+                self._had[victim.name] = topology.members(r)[victim.id].slots
+        victim.kill()
+
+    def revive(self, node: Node | str, timeout: float = 30) -> None:
+        """Start a killed node again and wait until the cluster is whole, and it a part of it.
+
+        It comes back on its address with its id: as a replica, where another has taken its place. Raises
+        ServerFailed where that does not happen in time, as when another node that is needed is still dead.
+        """
+        revived = self._of(node)
+        revived.start(timeout)
+        self.await_whole(timeout, besides=[node for node in self.nodes if not node.running])
+
+    def await_whole(self, timeout: float = 30, besides: Iterable[Node] = ()) -> None:
+        """Wait until every running node says so, all agree, and every replica is in sync.
+
+        Raises ServerFailed with what is missing. A node that does not run counts only if it is not `besides`.
+        """
+        left_out = {node.name for node in besides}
+        with self._clients() as clients:
+            why = topology.await_until(lambda: topology.unready(clients), timeout)
+        missing = [node.name for node in self.nodes if not node.running and node.name not in left_out]
+        if why or missing:
+            what = why or f"{', '.join(missing)} not running"
+            raise ServerFailed(
+                f"The cluster is not whole: {what}.", "look at the node's log, or wait longer."
+            )
+
+    def await_failover(self, node: Node | str, timeout: float = 30) -> Node:
+        """After `kill(node)`: wait until every running node knows an heir for all its slots; returns it.
+
+        Raises ServerFailed where that does not happen in time, as when it had no replica, and KeyError for
+        what was not killed by `kill()`.
+        """
+        slots = self._had[self._of(node).name]
+        heirs: set[str] = set()
+
+        def unmet() -> str:
+            heirs.clear()
+            with self._clients() as clients:
+                for name, r in clients.items():
+                    view = {slot: one for one in topology.members(r).values() for slot in one.slots}
+                    heirs.update(view[slot].id if slot in view else "" for slot in slots)
+                    if not heirs <= {one.id for one in self.nodes if one.name in clients}:
+                        return (
+                            f"{name} knows no running primary for every slot that {self._of(node).name} had"
+                        )
+            return ""
+
+        if why := topology.await_until(unmet, timeout):
+            raise ServerFailed(
+                f"No failover: {why}.", "revive() the node; without a replica none can take over."
+            )
+        return next(one for one in self.nodes if one.id in heirs)
+
+    def move_slots(self, slots: Iterable[int], to: Node | str) -> int:
+        """Move slots, with their keys, to a primary, while clients go on; returns how many keys went.
+
+        The slots come from whichever primaries serve them; those that `to` serves already stay. It follows
+        redis.io's order of commands (`labkit.rig.topology.move`): about 100 keys a MIGRATE. Raises
+        ValueError for a slot that is none or that nobody serves, or where `to` is no primary; an error of a
+        server in the middle goes up, and that slot stays half moved, until it is moved again.
+        """
+        target, owners, wanted = self._of(to), self.owners(), sorted(set(slots))
+        if unowned := [slot for slot in wanted if slot not in owners]:
+            raise ValueError(f"slot {unowned[0]} has no primary; slots are 0 to {topology.SLOTS - 1}")
+        ids = {slot: self[name].id for slot, name in owners.items()}
+        primaries = {node.name for node in self.primaries}
+        if target.name not in primaries:
+            raise ValueError(f"{target.name} is no primary; these are: {', '.join(sorted(primaries))}")
+        with self._clients() as clients:
+            nodes = {
+                self[name].id: (r, ("127.0.0.1", self[name].port))
+                for name, r in clients.items()
+                if name in primaries
+            }
+            return topology.move(wanted, ids, target.id, nodes, self._password)
+
+    def add_primary(self, timeout: float = 30) -> Node:
+        """One more primary, without slots: CLUSTER MEET, and wait until every node knows it."""
+        last = max(node.name for node in self.nodes if len(node.name) == 1)
+        node = self._node(chr(ord(last) + 1))
+        known = next(one for one in self.nodes if one.running)
+        self._launch([node])
+        self.nodes.append(node)
+        with node.client() as r, self._clients() as clients:
+            r.execute_command("CLUSTER MEET", "127.0.0.1", known.port, known.bus)
+            why = topology.await_until(lambda: topology.unready(clients), timeout)
+        if why:
+            raise ServerFailed(f"The cluster did not take in {node.name}: {why}.", "wait longer.")
+        return node
 
 
 def _text(value: object) -> str:
