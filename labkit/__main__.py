@@ -1,4 +1,11 @@
-"""The command line: `python -m labkit doctor | refresh | progress | reset`."""
+"""The command line: `python -m labkit doctor | audit | refresh | progress | reset`.
+
+doctor [--json]             can the workbook run here, and on which Redis
+audit [REDIS_URL] [--json]  review any Redis, changing nothing; the exit code says how bad it is
+refresh [NOTEBOOK …]        execute chapters and store their outputs
+progress                    which exercises are solved
+reset [--progress]          remove the workbook's keys, and only those
+"""
 
 from __future__ import annotations
 
@@ -31,6 +38,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="the same as JSON")
     doctor.set_defaults(run=_doctor)
 
+    audit = commands.add_parser(
+        "audit",
+        help="review any Redis, changing nothing: what is wrong, the evidence, the fix",
+        epilog="Exit code: 0 nothing found or only notices, 1 warnings, 2 something critical (or a wrong "
+        "command line), 3 no server answered. What could not be seen does not count; it is listed.",
+    )
+    audit.add_argument("url", nargs="?", metavar="REDIS_URL", help="default: what connect() would find")
+    audit.add_argument("--json", action="store_true", help="the same as JSON")
+    audit.set_defaults(run=_audit)
+
     refresh = commands.add_parser(
         "refresh", help="execute chapters in a fresh kernel and store their outputs"
     )
@@ -52,6 +69,13 @@ def _doctor(chosen: argparse.Namespace) -> int:
     from labkit.rig.doctor import run
 
     code: int = run(as_json=chosen.json)
+    return code
+
+
+def _audit(chosen: argparse.Namespace) -> int:
+    from labkit.rig.audit import run
+
+    code: int = run(chosen.url, as_json=chosen.json)
     return code
 
 

@@ -280,11 +280,16 @@ class Lock:
             self._newer = newer
         elif self._newer is None:
             try:
-                info = self._r.execute_command("COMMAND INFO", "DELEX")
+                info = _one(self._r).execute_command("COMMAND INFO", "DELEX")
             except (exceptions.ResponseError, exceptions.RedisClusterException):
                 info = ()
             self._newer = self._known[self._r] = any(info.values() if isinstance(info, dict) else info)
         return self._newer
+
+
+def _one(r: Any) -> Any:
+    """A client of one server to ask what it knows: of a cluster, of any."""
+    return r.get_redis_connection(r.get_default_node()) if hasattr(r, "nodes_manager") else r
 
 
 def _without_retry(r: Any) -> Any:

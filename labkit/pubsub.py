@@ -7,7 +7,8 @@ What pub/sub is, with any client:
 
 * At most once. A message goes to those who are connected and subscribed at that moment, and is gone: it is
   neither stored, nor in the AOF, nor in a replica's memory. Who comes later never hears of it.
-* In order: a subscriber has all messages of one publisher in the order in which that one sent them.
+* In order: a subscriber has all messages of one publisher in the order in which that one sent them (in a
+  cluster those of one channel: different channels go by different nodes).
 * Nobody waits for anybody: PUBLISH costs the server O(subscribers of the channel + all patterns), and what a
   slow subscriber has not read yet fills the server's memory, until client-output-buffer-limit cuts it off.
 * Channels know no databases: what is published in db 0 is heard in db 1.

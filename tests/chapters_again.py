@@ -1,6 +1,6 @@
 """After nbval has run a chapter, it runs once more in the same kernel, with all its exercises solved.
 
-conftest.py takes the hook, so `uv run pytest` has these tests, and a run of one chapter alone does not.
+conftest.py calls `again`, so `uv run pytest` has these tests, and a run of one chapter alone does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Solved(pytest.Item):
         return self.path, 0, f"{self.path.name}: {self.name}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def again(items: list[pytest.Item]) -> None:
     """Behind the cells of each chapter, the same cells again: each stub replaced by the reference."""
     chapters = defaultdict(list)
     for item in items:

@@ -28,8 +28,13 @@ OUTSIDE = {
 }
 """What each room may import beside the standard library (pandas: the tables that results can be had as)."""
 
-ALSO = {"cache.py": {"sqlalchemy"}, "database.py": {"sqlalchemy"}, "web.py": {"httpx", "trustme", "uvicorn"}}
-"""What single files may import in addition: a source of truth, and a web server."""
+ALSO = {
+    "cache.py": {"sqlalchemy"},
+    "database.py": {"sqlalchemy"},
+    "tls.py": {"cryptography"},
+    "web.py": {"httpx", "trustme", "uvicorn"},
+}
+"""What single files may import in addition: a source of truth, certificates, and a web server."""
 
 INSIDE = {
     "patterns": (),

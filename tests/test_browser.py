@@ -116,12 +116,33 @@ board = Leaderboard(server.client(), "workbook:09:live")
 live = widgets.LiveBoard(board)
 live
 """,
+    "eviction": """
+from labkit.show import eviction, widgets
+
+eviction.STEPS = 6
+caches = widgets.EvictionLab()
+caches
+""",
+    "clustermap": """
+from labkit.show import widgets
+
+cluster = widgets.ClusterMap()
+cluster
+""",
 }
 """Notebooks of one cell, beside the chapters: what a widget is tried with."""
 
 KERNEL = {"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}}
 
 # What the page is asked; `jupyterapp` is there because the server is started with expose_app_in_browser.
+LOADED = "() => window.jupyterapp?.shell?.currentWidget"
+OPEN = """async ([path, shared]) => {
+  const {shell, commands} = window.jupyterapp;
+  const before = Array.from(shell.widgets('main'));
+  await commands.execute('docmanager:open', {path, kernel: shared ? window.shared : undefined});
+  for (const widget of before) widget.dispose();
+}"""
+SHARE = "() => { window.shared = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.model; }"
 READY = """() => {
   const session = window.jupyterapp?.shell?.currentWidget?.sessionContext?.session;
   return session?.kernel?.status === 'idle' && session.kernel.connectionStatus === 'connected';
@@ -192,10 +213,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """JupyterLab as `uv run jupyter lab` starts it, on a copy of the notebooks; gives its address.
-
-    Each chapter has a workspace of its own, or it would open beside the one before.
-    """
+    """JupyterLab as `uv run jupyter lab` starts it, on a copy of the notebooks; gives its address."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks")
     for name, source in SMALL.items():
@@ -226,7 +244,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     try:
         await_answer(f"http://127.0.0.1:{port}/api?token={token}", server, folder / "lab.log")
-        yield f"http://127.0.0.1:{port}/lab/workspaces/{{0}}/tree/notebooks/{{0}}.ipynb?token={token}"
+        yield f"http://127.0.0.1:{port}/lab?token={token}"
     finally:
         server.terminate()
         server.wait(30)
@@ -243,17 +261,32 @@ def await_answer(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(log.read_text())
 
 
-def open_and_run(page: Any, address: str, chapter: str) -> None:
-    """Open a chapter, wait for its kernel, clear the stored outputs, run all cells to their end."""
-    page.goto(address.format(chapter))
+@pytest.fixture(scope="session")
+def page(browser: Any, lab: str) -> Iterator[Any]:
+    """The one page of all tests, each of which opens its notebook in it: JupyterLab takes seconds to load."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(30_000)
+    page.goto(lab)
+    page.wait_for_function(LOADED, timeout=60_000)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    yield page
+    page.close()
+
+
+def open_and_run(page: Any, name: str, shared: bool = False) -> None:
+    """Open a notebook in place of the one before, clear its stored outputs, run all cells to their end.
+
+    Its kernel is a fresh one; or the one that was shared last, if one was.
+    """
+    page.evaluate(OPEN, [f"notebooks/{name}.ipynb", shared])
     page.wait_for_function(READY, timeout=60_000)
     page.evaluate(CLEAR)
     page.evaluate(RUN_ALL)
     deadline = time.monotonic() + 120
     while (state := page.evaluate(STATE))["left"]:
-        assert state["errors"] == [], f"{chapter}: {state['errors']}"
-        assert time.monotonic() < deadline, f"{chapter}: {state['left']} cells did not finish"
-        page.wait_for_timeout(250)
+        assert state["errors"] == [], f"{name}: {state['errors']}"
+        assert time.monotonic() < deadline, f"{name}: {state['left']} cells did not finish"
+        page.wait_for_timeout(100)
     page.wait_for_function(READY, timeout=30_000)
     assert page.evaluate(STATE)["errors"] == []
 
@@ -268,16 +301,13 @@ def await_change(page: Any, picture: Any, before: bytes) -> None:
 
 
 @pytest.mark.parametrize(("chapter", "name"), PLAYGROUNDS)
-def test_a_playground_follows_the_keyboard(browser: Any, lab: str, chapter: str, name: str) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(30_000)
-    open_and_run(page, lab, chapter)
+def test_a_playground_follows_the_keyboard(page: Any, chapter: str, name: str) -> None:
+    open_and_run(page, chapter)
     assert page.evaluate(FIND, name), f"no playground .labkit-{name} in {chapter}"
     box, status = page.locator(f".labkit-{name}"), page.locator(f".labkit-{name} .labkit-status")
     picture = page.locator(f".labkit-{name} .labkit-picture")
     page.wait_for_timeout(500)
     before = picture.screenshot()
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     box.screenshot(path=SCREENSHOTS / f"{name}-before.png")
     assert status.inner_text().startswith("drawn:"), status.inner_text()
     told = status.inner_text()
@@ -296,16 +326,13 @@ def test_a_playground_follows_the_keyboard(browser: Any, lab: str, chapter: str,
     box.screenshot(path=SCREENSHOTS / f"{name}-after.png")
     page.screenshot(path=SCREENSHOTS / f"{name}-page.png")
     assert page.evaluate(ASK_KERNEL, "print(set(in_main_thread))").strip() == "{True}"
-    page.close()
 
 
-def small(browser: Any, lab: str, name: str) -> tuple[Any, Any]:
-    """A page with one of the small notebooks run, and the widget in it."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    page.set_default_timeout(30_000)
-    open_and_run(page, lab, name)
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    return page, page.locator(".jp-OutputArea .widget-vbox").first
+def small(page: Any, name: str) -> Any:
+    """The widget of a small notebook, which has been run. They share a kernel: leave nothing behind there."""
+    open_and_run(page, name, shared=True)
+    page.evaluate(SHARE)
+    return page.locator(".jp-OutputArea .widget-vbox").first
 
 
 def type_on(page: Any, box: Any, css: str, key: str = "Enter") -> None:
@@ -323,8 +350,8 @@ def type_on(page: Any, box: Any, css: str, key: str = "Enter") -> None:
     pytest.fail(f"{css}: nothing has changed")
 
 
-def test_the_naive_lock_is_broken_by_the_keyboard(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "scheduler")
+def test_the_naive_lock_is_broken_by_the_keyboard(page: Any) -> None:
+    box = small(page, "scheduler")
     status = box.locator(".labkit-status")
     assert status.inner_text() == "whose turn is it? Choose the next step."
     box.screenshot(path=SCREENSHOTS / "scheduler-before.png")
@@ -343,11 +370,10 @@ def test_the_naive_lock_is_broken_by_the_keyboard(browser: Any, lab: str) -> Non
     page.screenshot(path=SCREENSHOTS / "scheduler-page.png")
     type_on(page, box, "restart")
     assert status.inner_text() == "whose turn is it? Choose the next step."
-    page.close()
 
 
-def test_a_counterexample_is_gone_along_and_left(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "counterexample")
+def test_a_counterexample_is_gone_along_and_left(page: Any) -> None:
+    box = small(page, "counterexample")
     forward = box.locator(".labkit-forward")
     assert forward.inner_text() == "next step of the counterexample: A (1 of 6)"
     type_on(page, box, "forward")
@@ -357,11 +383,10 @@ def test_a_counterexample_is_gone_along_and_left(browser: Any, lab: str) -> None
         type_on(page, box, "forward")
     assert box.locator(".labkit-status").inner_text() == "✗ the invariant does not hold"
     box.screenshot(path=SCREENSHOTS / "counterexample-after.png")
-    page.close()
 
 
-def test_redlock_works_without_two_servers_and_not_without_three(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "redlock")
+def test_redlock_works_without_two_servers_and_not_without_three(page: Any) -> None:
+    box = small(page, "redlock")
     status, picture = box.locator(".labkit-status"), box.locator(".labkit-picture")
     assert status.inner_text() == "5 servers, of which 3 are a majority"
 
@@ -386,7 +411,6 @@ def test_redlock_works_without_two_servers_and_not_without_three(browser: Any, l
     box.screenshot(path=SCREENSHOTS / "redlock-twice.png")
     page.screenshot(path=SCREENSHOTS / "redlock-page.png")
     page.evaluate(ASK_KERNEL, "panel.close()")
-    page.close()
 
 
 BARS = "rows => rows.map(row => Math.round(row.getBoundingClientRect().width))"
@@ -397,8 +421,8 @@ ENDED = """() => {
 }"""
 
 
-def test_sessions_are_seen_to_end_and_are_ended_by_the_keyboard(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "sessions")
+def test_sessions_are_seen_to_end_and_are_ended_by_the_keyboard(page: Any) -> None:
+    box = small(page, "sessions")
     status, bars = box.locator(".labkit-status"), box.locator(".labkit-bar")
     assert status.inner_text() == "ada may log in"
     assert "ada is logged in nowhere" in box.locator(".labkit-picture").inner_text()
@@ -437,11 +461,10 @@ def test_sessions_are_seen_to_end_and_are_ended_by_the_keyboard(browser: Any, la
     press("look")
     assert "ada is logged in nowhere" in box.locator(".labkit-picture").inner_text()
     page.evaluate(ASK_KERNEL, "server.kill()")
-    page.close()
 
 
-def test_who_hears_what_by_the_keyboard(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "channels")
+def test_who_hears_what_by_the_keyboard(page: Any) -> None:
+    box = small(page, "channels")
     status, picture = box.locator(".labkit-status"), box.locator(".labkit-picture")
     assert status.inner_text() == "nobody is there yet"
     box.screenshot(path=SCREENSHOTS / "channels-before.png")
@@ -463,11 +486,10 @@ def test_who_hears_what_by_the_keyboard(browser: Any, lab: str) -> None:
     page.screenshot(path=SCREENSHOTS / "channels-page.png")
     assert press("again") == "nobody is there yet"
     page.evaluate(ASK_KERNEL, "panel.close(); server.kill()")
-    page.close()
 
 
-def test_a_worker_is_killed_by_the_keyboard_and_nothing_is_lost(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "consumers")
+def test_a_worker_is_killed_by_the_keyboard_and_nothing_is_lost(page: Any) -> None:
+    box = small(page, "consumers")
     status = box.locator(".labkit-status")
     assert status.inner_text() == "4 workers wait for messages"
     box.screenshot(path=SCREENSHOTS / "consumers-before.png")
@@ -487,15 +509,14 @@ def test_a_worker_is_killed_by_the_keyboard_and_nothing_is_lost(browser: Any, la
     box.screenshot(path=SCREENSHOTS / "consumers-after.png")
     page.screenshot(path=SCREENSHOTS / "consumers-page.png")
     page.evaluate(ASK_KERNEL, "panel.close(); server.kill()")
-    page.close()
 
 
 PLACES = "rows => rows.map(row => row.getBoundingClientRect().top)"
 THREADS = "import threading; print([t.name for t in threading.enumerate() if t.name == 'labkit-ticker'])"
 
 
-def test_a_live_board_is_played_boosted_and_paused_by_the_keyboard(browser: Any, lab: str) -> None:
-    page, box = small(browser, lab, "board")
+def test_a_live_board_is_played_boosted_and_paused_by_the_keyboard(page: Any) -> None:
+    box = small(page, "board")
     status, rows = box.locator(".labkit-status"), box.locator(".labkit-row")
     assert status.inner_text() == "nobody has scored yet: press start"
     box.screenshot(path=SCREENSHOTS / "board-before.png")
@@ -534,4 +555,58 @@ def test_a_live_board_is_played_boosted_and_paused_by_the_keyboard(browser: Any,
         page.wait_for_timeout(100)
     assert page.evaluate(ASK_KERNEL, "print(live.playing)").strip() == "False"
     page.evaluate(ASK_KERNEL, "server.kill()")
-    page.close()
+
+
+def test_a_scan_passes_a_cache_by_the_keyboard(page: Any) -> None:
+    box = small(page, "eviction")
+    status, picture = box.locator(".labkit-status"), box.locator(".labkit-picture")
+    page.wait_for_function("document.querySelector('.labkit-picture').naturalWidth > 1000")
+    assert status.inner_text().startswith("allkeys-lru in 300 kB: ")
+    box.screenshot(path=SCREENSHOTS / "eviction-before.png")
+    before = picture.screenshot()
+    box.locator(".labkit-scan").get_by_role("slider").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("status => status.innerText.includes('of a scan')", arg=status.element_handle())
+    await_change(page, picture, before)
+    assert box.locator(".labkit-go").inner_text() == "pause"
+    page.wait_for_function("() => document.querySelector('.labkit-go').innerText === 'run'")
+    box.screenshot(path=SCREENSHOTS / "eviction-lru.png")
+    box.get_by_role("button", name="allkeys-lfu").focus()
+    page.keyboard.press("Enter")
+    lfu = "status => status.innerText.startsWith('allkeys-lfu')"
+    page.wait_for_function(lfu, arg=status.element_handle())
+    type_on(page, box, "go")
+    assert box.locator(".labkit-go").inner_text() == "run"
+    assert page.evaluate(ASK_KERNEL, THREADS).strip() == "[]"
+    box.screenshot(path=SCREENSHOTS / "eviction-after.png")
+    page.screenshot(path=SCREENSHOTS / "eviction-page.png")
+    page.evaluate(ASK_KERNEL, "caches.close()")
+
+
+def test_a_failover_is_seen_and_undone_by_the_keyboard(page: Any) -> None:
+    box = small(page, "clustermap")
+    status, square = box.locator(".labkit-status"), box.locator(".labkit-picture svg")
+    assert "3 primaries, 3 replicas · " in status.inner_text()
+    page.wait_for_timeout(1500)  # requests are counted for a second
+    box.screenshot(path=SCREENSHOTS / "cluster-before.png")
+
+    def await_said(css: str, what: str) -> None:
+        box.locator(f".labkit-{css}").focus()
+        page.keyboard.press("Enter")
+        box.locator(".labkit-status", has_text=what).wait_for(timeout=60_000)
+
+    await_said("kill-A", "A is killed · 5,461 slots have no primary")
+    assert "nobody" in square.text_content() or "A2 has taken over" in status.inner_text()
+    assert box.locator(".labkit-kill-A").inner_text() == "revive A"
+    box.screenshot(path=SCREENSHOTS / "cluster-killed.png")
+    box.locator(".labkit-status", has_text="A2 has taken over: ").wait_for(timeout=60_000)
+    page.wait_for_timeout(1500)
+    box.screenshot(path=SCREENSHOTS / "cluster-failover.png")
+    await_said("kill-A2", "A2 is the last with its 5,461 slots: revive A first")
+    await_said("hot", "3 of 4 requests go to one key")
+    await_said("kill-A", "A is back, as a replica of A2")
+    assert "replica of A2" in square.text_content()
+    box.screenshot(path=SCREENSHOTS / "cluster-after.png")
+    page.screenshot(path=SCREENSHOTS / "cluster-page.png")
+    page.evaluate(ASK_KERNEL, "cluster.close()")

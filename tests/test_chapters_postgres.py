@@ -7,16 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-STEMS = ("03_cache", "04_session")
+CHAPTERS = [f"notebooks/{stem}.ipynb" for stem in ("03_cache", "04_session")]
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_chapter_is_green_on_postgresql(stem: str, postgres_url: str) -> None:
-    chapter = ROOT / "notebooks" / f"{stem}.ipynb"
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(chapter)]
+def test_chapters_are_green_on_postgresql(postgres_url: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *CHAPTERS]
     environment = {**os.environ, "DATABASE_URL": postgres_url}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

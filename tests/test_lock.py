@@ -158,6 +158,7 @@ class TestCost:
                 assert lock.acquire() and lock.extend() and lock.release()
         assert said.round_trips == 3
 
+    @pytest.mark.single_server("counts the commands of one server")
     def test_newer_commands_where_the_server_has_them(self, r: redis.Redis, path: Path, make: Make) -> None:
         used = supports(r, "DELEX") and path.newer is not False
         with make() as lock:
@@ -175,6 +176,7 @@ class TestCost:
                     pass
         assert sum("COMMAND" in exchange.command[0] for exchange in said.commands) == 1
 
+    @pytest.mark.single_server("redis-py's cluster client itself needs COMMAND")
     def test_a_server_that_will_not_say_gets_scripts(self, server: Server, r: redis.Redis) -> None:
         r.acl_setuser(
             "shy", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-command"]
@@ -298,10 +300,10 @@ class TestWaiting:
         self, server: Server, r: redis.Redis, path: Path
     ) -> None:
         def count(url: str, newer: bool | None, times: int) -> Iterator[Any]:
+            import labkit
             from labkit.lock import Lock
-            from labkit.rig.client import client
 
-            r = client(url)
+            r = labkit.connect(url, quiet=True)
             yield
             for _ in range(times):
                 with Lock(r, "crowd", ttl=30, newer=newer) as lock:

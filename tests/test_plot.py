@@ -7,6 +7,7 @@ import colorsys
 import inspect
 import io
 import itertools
+import math
 import re
 import struct
 import warnings
@@ -23,12 +24,17 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from nbclient import NotebookClient
 
 from labkit.rig.bench import Run, Sweep
 from labkit.rig.cachesim import Read, Simulation
+from labkit.rig.eviction import Eviction, Evictions
+from labkit.rig.load import Load
+from labkit.rig.outage import Outage, Range
 from labkit.rig.quorum import Seat, View
 from labkit.rig.race import crash, expire, explore, lose_reply, sequence
+from labkit.rig.stall import Stall, Stalls, Wait
 from labkit.show import plot
 
 RUN = Run("GET", tuple(range(20_000, 60_000, 100)))
@@ -73,6 +79,14 @@ DELIVERIES: dict[str, list[tuple[float, float | None, int]]] = {
     "two": [(0.0, 0.1, 1), (0.5, 0.6, 2)],
 }
 LAG = [(0.0, 0, 0), (1.0, 100, 20), (2.0, 300, 20)]
+STALL = Stall("KEYS *", (Wait(-0.01, 0.0001), Wait(0.001, 0.08), Wait(0.09, 0.0002)), 0.1)
+REFUSED = Stall("script", (Wait(0.0, 0.05, "BUSY"), Wait(0.06, 0.001, "BUSY"), Wait(0.065, 0.09)), 0.15)
+LRU = Eviction("allkeys-lru", 10**6, 30, 9, 10, 0, 9, (1, 2, 99), 12, ((20, 10, 4), (10, 0, 0), (20, 20, 5)))
+LFU = replace(LRU, policy="allkeys-lfu", hits=20, resident=(1, 2, 3), others=0)
+EVICTIONS = Evictions(
+    {("", one.policy, memory): one for one in (LRU, LFU) for memory in (10**6, 2 * 10**6)},
+    (("", "clairvoyant", 10**6, 0.9), ("", "clairvoyant", 2 * 10**6, 0.95)),
+)
 RANKS = {1_000: 30_000.0, 10_000: 33_000.0, 100_000: 36_000.0}
 
 
@@ -111,6 +125,10 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
     "deliveries": lambda ax: plot.deliveries(DELIVERIES, ax, title="Two went on", kills={"one": 0.25}),
     "lag": lambda ax: plot.lag({"": LAG}, ax, title="It grows"),
     "board": lambda ax: plot.board_scaling({"rank": RANKS, "SQLite": RANKS}, ax, title="Slowly", fit="rank"),
+    "evictions": lambda ax: plot.evictions(EVICTIONS, ax, title="LFU hits more often"),
+    "hits": lambda ax: plot.hits_over_time({"LRU": LRU, "LFU": LFU}, ax, title="A scan passes"),
+    "residents": lambda ax: plot.residents({"LRU": LRU}, ax, title="Who is there", keys=100),
+    "stalls": lambda ax: plot.stalls(STALL, ax, title="KEYS stops everybody"),
     "speed-up": lambda ax: plot.speedup_map({0: {1: 10.0, 8: 2.0}, 1: {1: 20.0, 8: 3.0}}, ax),
 }
 
@@ -480,3 +498,123 @@ def test_lines_have_named_limits_and_bars_their_own_colours() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["a", "hard", "soft"]
     drawn = plot.bars({"a": 1, "b": 2}, title="t", unit="u", colors={"b": plot.GREEN}).patches
     assert [mpl.colors.to_hex(bar.get_facecolor()).upper() for bar in drawn] == [plot.BLUE, plot.GREEN]
+
+
+def test_stalls_have_a_panel_each_and_one_scale() -> None:
+    ax = plot.stalls(Stalls(((STALL,), (REFUSED,))), title="t")
+    keys, script = panels(ax)
+    assert [panel.get_title(loc="left") for panel in (keys, script)] == [
+        "KEYS *: 80 ms at most",
+        "script: 155 ms at most",
+    ]
+    assert keys.get_xlim() == script.get_xlim() and keys.get_ylim() == script.get_ylim()
+    longest = keys.get_lines()[1]
+    assert xs(longest) == pytest.approx([1, 81])
+    assert ys(longest) == pytest.approx([8e7, 8e7])
+    assert len(keys.collections) == 1  # the one of 10 ms and more is filled
+    *waited, refused = script.get_lines()
+    assert (len(waited), xs(refused), ys(refused)) == (1, [0, 60], [5e7, 1e6])
+    legend = script.get_legend()
+    assert legend is not None
+    said = [text.get_text() for text in legend.get_texts()]
+    assert said == ["the work runs", "another client waits", "10 ms and more", "is refused"]
+    alone = plot.stalls(STALL, title="t").get_legend()
+    assert alone is not None
+    assert len(alone.get_texts()) == 3
+
+
+def test_evictions_are_a_line_for_each_policy_and_bounds_are_black() -> None:
+    ax = plot.evictions(EVICTIONS, title="LFU hits more often")
+    lru, lfu, bound = ax.get_lines()
+    assert (xs(lru), ys(lru)) == ([10**6, 2 * 10**6], [30, 30])
+    assert ys(lfu) == pytest.approx([200 / 3] * 2)
+    assert (bound.get_label(), bound.get_color(), ys(bound)) == ("clairvoyant", plot.BLACK, [90, 95])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1 MB", "2 MB"]
+
+
+def test_hits_over_time_have_a_gap_where_only_a_scan_was() -> None:
+    ax = plot.hits_over_time({"before": LFU, "now": LRU}, title="A scan passes", last=100)
+    before, now = ax.get_lines()
+    assert before.get_color() == plot.GREY
+    assert xs(now) == [20, 30, 50]
+    assert ys(now)[0] == pytest.approx(40) and math.isnan(ys(now)[1]) and ys(now)[2] == pytest.approx(25)
+    spans = [(patch.get_x(), patch.get_width()) for patch in ax.patches if isinstance(patch, Rectangle)]
+    assert spans == [(0, 20), (20, 10)], "where a scan came by"
+    assert ax.get_xlim() == (0, 100)
+
+
+def test_residents_have_a_colour_from_hot_to_cold_and_a_scan_is_black() -> None:
+    ax = plot.residents({"LRU": LRU, "LFU": LFU}, title="Who is there", keys=100)
+    with_scan, without = (np.asarray(image.get_array()) for image in ax.get_images())
+    height, width, _ = with_scan.shape
+    assert width * height >= 100 + 12
+    cells = with_scan.reshape(-1, 3)
+    coloured = [n + 1 for n in range(100) if not np.allclose(cells[n], 0.9)]
+    assert coloured == [1, 2, 99]
+    assert cells[0].sum() > cells[1].sum() > cells[98].sum(), "hot is light"
+    assert (cells[100:] == 0).all(axis=1).sum() == 12
+    assert not (without.reshape(-1, 3) == 0).all(axis=1).any()
+    assert "3 pages + 12 of a scan" in "".join(texts(ax))
+
+
+OUTAGE = Outage(
+    "A",
+    "A2",
+    (
+        Range("0–8191", True, 100, 3, 0.01, 2.51, ()),
+        Range("8192–16383", False, 200, 0, 1.5, 1.53, ()),
+    ),
+)
+
+
+def test_slots_are_coloured_by_primary_and_the_busiest_ones_share_stands_beside() -> None:
+    owners = {slot: "A" if slot < 8192 else "B" for slot in range(16_384)}
+    ways = {"spread": list(range(0, 16_384, 16)), "hot": [100] * 50}
+    ax: Any = plot.slots(ways, owners, title="One slot has everything")
+    spread, hot = ax.child_axes
+    assert [sum(bar.get_height() for bar in drawn) for drawn in spread.containers] == [512, 512]
+    assert [sum(bar.get_height() for bar in drawn) for drawn in hot.containers] == [50, 0]
+    assert spread.containers[0][0].get_facecolor() != spread.containers[1][0].get_facecolor()
+    assert {"50 %", "busiest:"} <= {text.get_text() for text in spread.texts}
+    assert [text.get_text() for text in hot.texts] == ["100 %"]
+    assert hot.get_xlabel() == "slot" and "(keys in each 256 slots)" in hot.get_title(loc="left")
+    assert [text.get_text() for text in hot.get_legend().get_texts()] == ["primary A", "primary B"]
+    alone = plot.slots({"hot": ways["hot"]}, owners, title="One")
+    assert alone.containers and not alone.child_axes
+
+
+def test_service_shows_for_how_long_which_slots_were_not_served() -> None:
+    ax: Any = plot.service({"yes": OUTAGE, "no": OUTAGE}, title="Who else stops?")
+    for panel, name in zip(ax.child_axes, ("yes", "no"), strict=True):
+        assert panel.get_title(loc="left") == name
+        gaps = [drawn[0] for drawn in panel.containers[1::2]]
+        assert [(bar.get_x(), round(bar.get_width(), 2)) for bar in gaps] == [(0.01, 2.5), (1.5, 0.03)]
+        assert [text.get_text() for text in panel.texts] == ["2.5 s", "0.03 s"]
+        assert [label.get_text() for label in panel.get_yticklabels()] == ["slots 0–8191", "slots 8192–16383"]
+        (killed,) = panel.get_lines()
+        assert list(killed.get_xydata()[0]) == [0, 0]
+    assert ax.child_axes[-1].get_xlabel() == "time since the kill (s)"
+
+
+def test_runs_show_each_run_the_median_and_those_of_now() -> None:
+    groups = {"one": [1.0, 2.0, 4.0], "other": [0.0, 0.0, 0.0, 0.0, 0.0, 3.0]}
+    ax: Any = plot.runs(groups, title="One takes longer", xlabel="time (s)", live={"one": [5.0]})
+    drawn = [line for line in ax.get_lines() if len(line.get_xdata())]
+    stored, now = ([list(line.get_xdata()) for line in drawn if line.get_marker() == mark] for mark in "oD")
+    assert stored == [[1, 2, 4], [0, 0, 0, 0, 0, 3]] and now == [[5]]
+    assert [line.get_xdata()[0] for line in drawn if line.get_color() == plot.BLACK] == [2, 0]
+    assert [text.get_text() for text in ax.texts] == ["5×"]
+    assert ax.get_xlim()[1] > 5
+
+
+def test_capacity_shows_commands_and_the_cores_that_each_server_had() -> None:
+    loads = {1: Load(2000, 1.0, {"A": 0.9}), 2: Load(3000, 1.0, {"A": 0.8, "B": 0.1})}
+    ax: Any = plot.capacity(loads, title="As much more as they get", cores=2)
+    left, right = ax.child_axes
+    assert [bar.get_height() for bar in left.patches] == [2000, 3000]
+    assert {"2,000", "3,000"} <= {text.get_text() for text in left.texts}
+    cpu = [(round(bar.get_y(), 2), round(bar.get_height(), 2)) for bar in right.patches]
+    assert cpu == [(0, 0.9), (0, 0.8), (0.8, 0.1)]
+    said = {text.get_text() for text in right.texts}
+    assert said == {"90 %", "80 %", "this machine: 2"}  # there is no room for 10 %
+    assert [left.get_xlabel(), right.get_xlabel()] == ["primaries", "primaries"]

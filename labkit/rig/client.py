@@ -7,14 +7,26 @@ connection can be had*, when nothing can have been sent.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import redis
-from redis.backoff import FullJitterBackoff, NoBackoff
-from redis.cluster import RedisCluster
-from redis.exceptions import MaxConnectionsError
+from redis.backoff import ConstantBackoff, FullJitterBackoff, NoBackoff
+from redis.cluster import PRIMARY, ClusterNode, PipelineStrategy, RedisCluster, TransactionStrategy
+from redis.exceptions import (
+    AskError,
+    ConnectionError,
+    MaxConnectionsError,
+    MovedError,
+    RedisClusterException,
+    RedisError,
+    TimeoutError,
+    TryAgainError,
+)
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -93,6 +105,127 @@ def client(url: str, **options: Any) -> redis.Redis:
     return r
 
 
+REDIRECTED = (MovedError, AskError, TryAgainError)
+"""With these a node says that it has *not* run the command: to send it once more, elsewhere, is safe."""
+
+_NUMBERED = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO"})
+_STREAMS = frozenset({"XREAD", "XREADGROUP"})
+
+_WHERE = {
+    **dict.fromkeys(("DBSIZE", "KEYS"), RedisCluster.PRIMARIES),
+    **dict.fromkeys(("COMMAND INFO", "COMMAND DOCS"), RedisCluster.DEFAULT_NODE),
+}
+
+_sending = threading.local()
+
+
+class ClusterClient(RedisCluster):
+    """redis-py's client of a cluster, which follows every redirection, and sends nothing twice.
+
+    redis-py 8.1 falls over an ASK that names a node without slots, the first one that a new node gets (its
+    issue 4015); sends commands of a pipeline again after an error of the connection; and gives up a
+    transaction at the first MOVED, unless it may also be sent again after such an error. It also asks a node
+    for the keys of each script in a pipeline, and twice for those of each XREADGROUP: here they are read off.
+    And DBSIZE and KEYS tell of the whole cluster, not of one node of it.
+    """
+
+    def _execute_command(self, target_node: Any, *args: Any, **options: Any) -> Any:
+        _sending.now = True
+        try:
+            plain: Any = super()
+            return plain._execute_command(target_node, *args, **options)
+        finally:
+            _sending.now = False
+
+    def get_node(self, host: Any = None, port: Any = None, node_name: Any = None) -> Any:
+        """As in redis-py; while a command is sent, also a node that has no slots yet."""
+        plain: Any = super()
+        found = plain.get_node(host, port, node_name)
+        if found is None and node_name and getattr(_sending, "now", False):
+            host, _, port = node_name.rpartition(":")
+            found = self.nodes_manager.nodes_cache.setdefault(
+                node_name, ClusterNode(host, int(port), PRIMARY)
+            )
+        return found
+
+    def _get_command_keys(self, *args: Any) -> Any:
+        name = str(args[0]).upper()
+        if name in _NUMBERED and len(args) > 2:
+            return list(args[3 : 3 + int(args[2])])
+        if name in _STREAMS:
+            words = [str(word.decode(errors="replace") if isinstance(word, bytes) else word) for word in args]
+            begin = 4 if words[1].upper() == "GROUP" else 1  # a group or a consumer may be called STREAMS
+            at = next((n for n in range(begin, len(words)) if words[n].upper() == "STREAMS"), len(words))
+            return list(args[at + 1 : at + 1 + (len(args) - at - 1) // 2])
+        plain: Any = super()
+        return plain._get_command_keys(*args)
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
+        """As in redis-py: without `transaction=True` its commands may be for many nodes, and are no unit."""
+        plain: Any = super()
+        pipe = plain.pipeline(transaction, shard_hint)
+        pipe.parent_execute_command, pipe._get_command_keys = self.execute_command, self._get_command_keys
+        pipe._execution_strategy = (_Transaction if transaction else _Pipeline)(pipe)
+        return pipe
+
+
+class _Pipeline(PipelineStrategy):
+    """Only what was redirected is sent again: after an error of a connection, who knows what has been run?"""
+
+    def _send_cluster_commands(
+        self, stack: Sequence[Any], raise_on_error: bool = True, allow_redirections: bool = True
+    ) -> list[Any]:
+        start, plain = time.monotonic(), cast(Any, super())
+        plain._send_cluster_commands(stack, raise_on_error=False, allow_redirections=False)
+        if any(isinstance(command.result, ConnectionError | TimeoutError) for command in stack):
+            with contextlib.suppress(RedisClusterException):
+                self._nodes_manager.initialize()
+        for command in stack:
+            if isinstance(command.result, REDIRECTED):
+                try:
+                    command.result = self._pipe.parent_execute_command(*command.args, **command.options)
+                except RedisError as error:
+                    command.result = error
+        if raise_on_error:
+            plain._raise_first_error(stack, start)
+        return [command.result for command in stack]
+
+
+class _Transaction(TransactionStrategy):
+    """While its slot moves, it is tried again for up to 2 s: no node can run the half of a transaction."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        self._retry = RetryRedirected(ConstantBackoff(0.02), 100, (RedisError, OSError))
+
+    def _reinitialize_on_error(self, error: Any, failure_count: int) -> None:
+        plain: Any = super()
+        plain._reinitialize_on_error(error, failure_count)
+        if isinstance(error, MovedError):
+            self._nodes_manager.move_slot(error)
+        elif isinstance(error, self.CONNECTION_ERRORS):  # redis-py counts them for each pipeline anew
+            with contextlib.suppress(RedisClusterException):
+                self._nodes_manager.initialize()
+
+
+class RetryRedirected(Retry):
+    """Sends again only what a node has refused to run, since it is another's."""
+
+    def call_with_retry(
+        self,
+        do: Callable[[], T],
+        fail: Callable[..., Any],
+        is_retryable: Callable[[Exception], bool] | None = None,
+        with_failure_count: bool = False,
+    ) -> T:
+        def redirected(error: Exception) -> bool:
+            if not isinstance(error, REDIRECTED):
+                fail(error, 1) if with_failure_count else fail(error)
+            return isinstance(error, REDIRECTED)
+
+        return super().call_with_retry(do, fail, redirected, with_failure_count)
+
+
 def cluster_client(url: str, **options: Any) -> RedisCluster:
     """A client of the cluster that the node at `url` belongs to; asks it, and so connects, at once.
 
@@ -100,4 +233,6 @@ def cluster_client(url: str, **options: Any) -> RedisCluster:
     command asks who is there. MOVED and ASK are followed: a server that redirects a command has not run it.
     """
     wanted = {**settings(), "retry": Retry(NoBackoff(), 0), **options}
-    return RedisCluster.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
+    rc = ClusterClient.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
+    rc.command_flags.update(_WHERE)
+    return rc

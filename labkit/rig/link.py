@@ -10,6 +10,7 @@ import random
 import select
 import selectors
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labkit import LabkitError
+from labkit.rig.tlsend import TlsEnd
 
 CHUNK = 65536
 BUFFER = 8 << 20
@@ -34,6 +36,12 @@ NAP = 0.00005
 """Seconds between looks at the clock where select() cannot be had; the kernel makes it about 0.1 ms."""
 
 
+REMEMBERED = 1000
+"""Failed handshakes of which the reason is kept, the latest ones."""
+
+End = socket.socket | TlsEnd
+
+
 class ProxyFailed(LabkitError):
     """A proxy can do nothing more: it was closed (`cause` is None), or its thread failed of `cause`."""
 
@@ -46,12 +54,14 @@ class ProxyFailed(LabkitError):
 class _Flow:
     """One direction of one connection: what was read from `source` and is due at `sink`."""
 
-    def __init__(self, link: Link, source: socket.socket, sink: socket.socket, way: int, number: int) -> None:
+    def __init__(self, link: Link, source: End, sink: End, way: int, number: int) -> None:
         self.link, self.source, self.sink, self.way = link, source, sink, way
         self.random = random.Random(f"{link.seed} {number} {way}")
         self.queue: deque[tuple[float, memoryview]] = deque()
         self.held = 0
-        self.last_due = time.perf_counter() + 3 * link.delay  # a round trip to open it, then one way
+        # a round trip to open it, another for TLS, and then one way
+        ways = 3 if link.tls is None else 5
+        self.last_due = time.perf_counter() + ways * link.delay
         self.ended = self.lost = self.blocked = False
 
     def read(self) -> None:
@@ -99,7 +109,7 @@ class _Flow:
 class _Pair:
     """A client's connection and its counterpart to the server."""
 
-    def __init__(self, link: Link, near: socket.socket, far: socket.socket, number: int) -> None:
+    def __init__(self, link: Link, near: End, far: End, number: int) -> None:
         for end in (near, far):
             end.setblocking(False)
             if end.family != socket.AF_UNIX:
@@ -123,8 +133,9 @@ class _Pair:
 class Link:
     """The proxy's thread: everything below runs in it, apart from `set`, `call` and `wake`."""
 
-    def __init__(self, address: tuple[str, int] | str, seed: int) -> None:
-        self.address, self.seed = address, seed
+    def __init__(self, address: tuple[str, int] | str, seed: int, tls: ssl.SSLContext | None = None) -> None:
+        self.address, self.seed, self.tls = address, seed, tls
+        self.refused: deque[str] = deque(maxlen=REMEMBERED)
         self.delay = self.jitter = 0.0
         self.bandwidth: float | None = None
         self.drop = (0.0, 0.0)
@@ -257,7 +268,8 @@ class Link:
             near.close()
             return
         self.opened += 1
-        pair = _Pair(self, near, far, self.opened)
+        end = near if self.tls is None else TlsEnd(near, self.tls, self.refused)
+        pair = _Pair(self, end, far, self.opened)
         self.pairs.add(pair)
         self._watch(pair)
 

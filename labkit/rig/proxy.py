@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,17 @@ class Proxy:
 
     `target` is a `labkit.rig.server.Server`, a redis:// URL, a client, or (host, port). Settings take effect
     before their method returns, for connections that exist and for new ones. Random choices follow `seed`:
-    the same chunks on the same connection fare alike. On leaving the block, also by an exception, connections
-    and thread are gone; after that, and if the thread should fail, its methods raise ProxyFailed.
+    the same chunks on the same connection fare alike. With `tls`, the context of a server, clients speak TLS
+    with the link, and the link plainly with the server; delays and losses are then of what TLS carries, and
+    the handshake of a new connection takes a round trip more. On leaving the block, also by an exception,
+    connections and thread are gone; after that, and if the thread should fail, its methods raise ProxyFailed.
     """
 
-    def __init__(self, target: Any, *, seed: int = 0) -> None:
+    def __init__(self, target: Any, *, seed: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        if tls is not None and not _serves(tls):
+            raise ValueError("tls must be a server's context: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)")
         self._address, self._login, self._db = _target(target)
-        self._link = Link(self._address, seed)
+        self._link = Link(self._address, seed, tls)
         self._thread = threading.Thread(target=self._link.run, name="labkit-proxy", daemon=True)
         self._end = weakref.finalize(self, _close, self._link, self._thread)
         self._thread.start()
@@ -62,10 +67,18 @@ class Proxy:
     @property
     def url(self) -> str:
         """The address of the link with the target's credentials and database, for any client."""
-        return f"redis://{self._login}127.0.0.1:{self.port}/{self._db}"
+        return f"redis{'s' * (self._link.tls is not None)}://{self._login}127.0.0.1:{self.port}/{self._db}"
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Why TLS did not come about or ended with an error, one entry a connection, in OpenSSL's words."""
+        return tuple(self._link.refused)
 
     def client(self, **options: Any) -> redis.Redis:
-        """A client through the link, with the server's credentials and the defaults of `labkit.connect()`."""
+        """A client through the link, with the server's credentials and the defaults of `labkit.connect()`.
+
+        Over TLS it verifies the link's certificate: `ssl_ca_certs=` says whom to trust.
+        """
         return client(self.url, **options)
 
     def delay(self, ms: float, jitter: float = 0) -> None:
@@ -116,6 +129,14 @@ def _close(link: Link, thread: threading.Thread) -> None:
     link.closing = True
     link.wake()
     thread.join()
+
+
+def _serves(context: ssl.SSLContext) -> bool:
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+    except ssl.SSLError:
+        return False
+    return True
 
 
 def _target(target: Any) -> tuple[tuple[str, int] | str, str, str]:

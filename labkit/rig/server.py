@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
 import secrets
 import shutil
@@ -25,6 +24,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -45,6 +45,10 @@ OLDEST = (7, 0)
 """The oldest server version that the workbook runs on."""
 
 RESERVED = frozenset({"port", "bind", "dir", "requirepass", "daemonize", "logfile"})
+
+RESERVED_BY_CLUSTER = frozenset(
+    {"cluster-enabled", "cluster-port", "cluster-config-file", "cluster-node-timeout", "masterauth"}
+)
 
 
 class ServerFailed(LabkitError):
@@ -335,14 +339,33 @@ class Node(Server):
     def __init__(self, name: str, password: str, **options: Any) -> None:
         super().__init__(**options)
         self.name, self.password, self.id = name, password, ""
+        self._frozen = False
 
     def __repr__(self) -> str:
-        return f"Node({self.name}, {'running' if self.running else 'stopped'})"
+        state = "frozen" if self._frozen else "running" if self.running else "stopped"
+        return f"Node({self.name}, {state})"
 
     @property
     def bus(self) -> int:
         """The port on which nodes speak to each other."""
         return int(str(self._settings["cluster-port"]))
+
+    @property
+    def awake(self) -> bool:
+        """Whether it runs and is not frozen. A forked child takes that of its parent's nodes for granted."""
+        return self._foreign or (self.running and not self._frozen)
+
+    def freeze(self) -> None:
+        super().freeze()
+        self._frozen = True
+
+    def thaw(self) -> None:
+        super().thaw()
+        self._frozen = False
+
+    def kill(self) -> None:
+        super().kill()
+        self._frozen = False
 
     def _launch(self) -> None:
         if self.port == 0:
@@ -356,11 +379,13 @@ class Cluster:
     Its nodes are servers of this process, formed by commands: `primaries` that share the slots, each with so
     many `replicas`, in sync. They are called A, B, C, and A2 is the first replica of A; names stay when roles
     change. `node_timeout` is in seconds: after so much silence a node is suspected, and a majority of the
-    primaries makes it failed. Any setting of redis.conf may be given, as for `Server`. Nothing is written to
-    disk unless asked for, so a node that comes back is empty, and takes over its primary's data.
+    primaries makes it failed (so with less than three primaries there is no failover). Any other setting of
+    redis.conf may be given, as for `Server`. Nothing is written to disk unless asked for, so a node that
+    comes back is empty, and takes over its primary's data, if another is its primary by then.
 
-    Raises ValueError for numbers that make no cluster, ServerFailed (with what is wrong) where it does not
-    become whole. As with a `Server`, nothing outlives this process.
+    What it tells of the cluster it asks the nodes that run and are not frozen, each time. Raises ValueError
+    for numbers that make no cluster, ServerFailed (with what is wrong) where it does not become whole. As
+    with a `Server`, nothing outlives this process, and a forked child may use it, but not end it.
     """
 
     def __init__(
@@ -376,6 +401,10 @@ class Cluster:
             raise ValueError(
                 f"primaries is {primaries}, replicas {replicas}; they must be 1 to 26, and 0 to 8"
             )
+        if not 0.1 <= node_timeout <= 3600:
+            raise ValueError(f"node_timeout is {node_timeout}; it must be 0.1 to 3600 seconds")
+        if taken := RESERVED_BY_CLUSTER & {name.replace("_", "-") for name in config}:
+            raise ValueError(f"{', '.join(sorted(taken))}: set by labkit itself, the same for each node")
         self._password = secrets.token_hex(16)
         self._options = {
             "binary": binary or find_binary().path,
@@ -389,6 +418,8 @@ class Cluster:
         names = list(ascii_uppercase[:primaries])
         names += [f"{name}{rank + 2}" for rank in range(replicas) for name in names[:primaries]]
         self.nodes = [self._node(name) for name in names]
+        self._first = tuple(self.nodes)
+        self._formed = False
         self._had: dict[str, tuple[int, ...]] = {}
 
     def _node(self, name: str) -> Node:
@@ -404,52 +435,60 @@ class Cluster:
         return f"Cluster({sum(node.running for node in self.nodes)} of {len(self.nodes)} nodes running)"
 
     def start(self, timeout: float = 30) -> Cluster:
-        """Start and form it, and wait until it is whole. It is formed once: no effect on one that runs."""
+        """Start and form it, and wait until it is whole. No effect on one that runs, were it in part.
+
+        After `stop()` it is formed anew; where all nodes were killed, they come back as they knew each other.
+        """
         if any(node.running for node in self.nodes):
             return self
+        if self._formed:
+            self.revive(*self.nodes, timeout=timeout)
+            return self
         try:
+            self.nodes = list(self._first)
             self._launch(self.nodes)
             with self._clients() as clients:
                 ports = [(node.port, node.bus) for node in self.nodes]
                 topology.found(list(clients.values()), ports, self._primaries)
             self.await_whole(timeout)
-        except BaseException:
+            self._formed = True
+        except BaseException:  # an interrupted kernel too: half a cluster is none
             self.stop()
             raise
         return self
 
-    def _launch(self, nodes: list[Node]) -> None:
+    def _launch(self, nodes: Iterable[Node], timeout: float = 30) -> None:
         for node in nodes:
             node._launch()
         for node in nodes:
-            node._await_ready()
+            node._await_ready(timeout)
             with node.client() as r:
                 node.id = str(r.execute_command("CLUSTER MYID"))
 
     def stop(self) -> None:
         """End every node and remove their folders. No effect in a forked child."""
-        for node in self.nodes:
-            node.stop()
+        self._formed = False
+        with contextlib.ExitStack() as stack:  # were one not to end, the others do
+            for node in self.nodes:
+                stack.callback(node.stop)
 
     @contextlib.contextmanager
-    def _clients(self) -> Iterator[dict[str, redis.Redis]]:
-        """A client of each node that runs, by its name."""
+    def _clients(self, seconds: float = 5) -> Iterator[dict[str, redis.Redis]]:
+        """A client of each node that runs and is not frozen, by its name."""
         with contextlib.ExitStack() as stack:
             yield {
-                node.name: stack.enter_context(node.client(socket_timeout=5))
+                node.name: stack.enter_context(node.client(socket_timeout=seconds))
                 for node in self.nodes
-                if node.running
+                if node.awake
             }
 
     @property
     def url(self) -> str:
         """For REDIS_URL and `labkit.connect()`: redis+cluster://:password@127.0.0.1:port of one that runs."""
-        running = [node for node in self.nodes if node.running]
-        if not running:
-            raise ServerFailed(
-                "No node of this cluster is running.", "start() it, or revive() a node, first."
-            )
-        return running[0].url.replace("redis:", "redis+cluster:").removesuffix("/0")
+        for node in self.nodes:
+            if node.awake:
+                return node.url.replace("redis:", "redis+cluster:").removesuffix("/0")
+        raise ServerFailed("No node of this cluster is running.", "start() it, or revive() a node, first.")
 
     def client(self, **options: Any) -> RedisCluster:
         """A client of the whole cluster, with the same defaults as `labkit.connect()` has for one."""
@@ -463,110 +502,130 @@ class Cluster:
         raise KeyError(f"no node {name!r}; there are {', '.join(node.name for node in self.nodes)}")
 
     def _of(self, node: Node | str) -> Node:
-        return self[node] if isinstance(node, str) else node
+        if isinstance(node, str):
+            return self[node]
+        if node not in self.nodes:
+            raise ValueError(f"{node!r} is no node of this cluster")
+        return node
 
     def members(self) -> dict[str, topology.Member]:
-        """What the nodes that run say of themselves and of the others, by the names of the nodes."""
+        """What the nodes say of themselves, and of those that cannot be asked, by the names of the nodes."""
         names = {node.id: node.name for node in self.nodes}
         with self._clients() as clients:
             told = topology.described(clients.values())
         return {names[one]: member for one, member in told.items() if one in names}
 
-    def _running(self) -> dict[str, topology.Member]:
-        return {name: one for name, one in sorted(self.members().items()) if self[name].running}
+    def _awake(self) -> dict[str, topology.Member]:
+        return {name: one for name, one in sorted(self.members().items()) if self[name].awake}
 
     @property
     def primaries(self) -> list[Node]:
         """The nodes that run and say that they are primaries, now; one without slots too."""
-        return [self[name] for name, one in self._running().items() if one.is_primary]
+        return [self[name] for name, one in self._awake().items() if one.is_primary]
 
     @property
     def replicas(self) -> list[Node]:
         """The nodes that run and say that they are replicas, now."""
-        return [self[name] for name, one in self._running().items() if not one.is_primary]
+        return [self[name] for name, one in self._awake().items() if not one.is_primary]
 
     def replicas_of(self, node: Node | str) -> list[Node]:
         """The running replicas of that primary, now."""
         primary = self._of(node).id
-        return [self[name] for name, one in self._running().items() if one.primary == primary]
+        return [self[name] for name, one in self._awake().items() if one.primary == primary]
 
     def owner(self, key: str | bytes | int) -> Node:
-        """The primary that serves a key (or a slot, by its number), by what the nodes say now."""
+        """The primary that serves a key (or a slot, by its number), by what the nodes say now.
+
+        Raises ValueError for what is no slot, and ServerFailed where no node that runs serves it.
+        """
         slot = key if isinstance(key, int) else key_slot(key.encode() if isinstance(key, str) else key)
-        return self[self.owners()[slot]]
+        if not 0 <= slot < topology.SLOTS:
+            raise ValueError(f"slot is {slot}; slots are 0 to {topology.SLOTS - 1}")
+        if (name := self.owners().get(slot)) is None:
+            raise ServerFailed(f"No running node serves slot {slot}.", "await_failover() or revive() first.")
+        return self[name]
 
     def owners(self) -> dict[int, str]:
-        """The name of the primary of each slot that has one, by what the nodes say now."""
-        members = self._running()
-        return {slot: name for name, one in members.items() if one.is_primary for slot in one.slots}
+        """The name of the primary of each slot that a running one serves, by what the nodes say now."""
+        members = sorted(
+            self._awake().items(), key=lambda item: item[1].epoch
+        )  # the newest has the last word
+        return {slot: name for name, one in members if one.is_primary for slot in one.slots}
+
+    def _note(self) -> None:
+        """Remember who serves what, for `await_failover()`."""
+        for name, one in self._awake().items():
+            self._had[name] = one.slots
 
     def kill(self, node: Node | str) -> None:
         """SIGKILL a node (by its name, or itself). Returns at once: `await_failover()` waits for its heir."""
-        victim = self._of(node)
-        if victim.running:
-            with victim.client() as r:
-                self._had[victim.name] = topology.members(r)[victim.id].slots
-        victim.kill()
+        self._of(node).kill()
 
-    def revive(self, node: Node | str, timeout: float = 30) -> None:
-        """Start a killed node again and wait until the cluster is whole, and it a part of it.
+    def revive(self, *nodes: Node | str, timeout: float = 30) -> None:
+        """Start killed nodes again, thaw frozen ones, and wait until the cluster is whole, with them.
 
-        It comes back on its address with its id: as a replica, where another has taken its place. Raises
-        ServerFailed where that does not happen in time, as when another node that is needed is still dead.
+        A node comes back on its address with its id: as a replica, where another has taken its place by then;
+        else as the primary that it was, and *empty*, and its replicas throw away what they have. Raises
+        ServerFailed where they do not come back in time, as when another node that is needed is still dead.
         """
-        revived = self._of(node)
-        revived.start(timeout)
-        self.await_whole(timeout, besides=[node for node in self.nodes if not node.running])
+        revived = [self._of(node) for node in nodes]
+        for node in revived:
+            if node._frozen:
+                node.thaw()
+        self._launch([node for node in revived if not node.running], timeout)
+        self.await_whole(timeout, besides=[node for node in self.nodes if not node.awake])
 
     def await_whole(self, timeout: float = 30, besides: Iterable[Node] = ()) -> None:
-        """Wait until every running node says so, all agree, and every replica is in sync.
+        """Wait until every node says so, all agree, and every replica has its primary's data and its link.
 
-        Raises ServerFailed with what is missing. A node that does not run counts only if it is not `besides`.
+        Raises ServerFailed with what is missing: at once for a node that is dead or frozen and not one of
+        `besides`, for anything else after `timeout` seconds.
         """
         left_out = {node.name for node in besides}
+        if gone := [node for node in self.nodes if not node.awake and node.name not in left_out]:
+            what = ", ".join(f"{node.name} is {'frozen' if node._frozen else 'not running'}" for node in gone)
+            raise ServerFailed(f"The cluster is not whole: {what}.", "revive() first.")
         with self._clients() as clients:
             why = topology.await_until(lambda: topology.unready(clients), timeout)
-        missing = [node.name for node in self.nodes if not node.running and node.name not in left_out]
-        if why or missing:
-            what = why or f"{', '.join(missing)} not running"
-            raise ServerFailed(
-                f"The cluster is not whole: {what}.", "look at the node's log, or wait longer."
-            )
+        if why:
+            raise ServerFailed(f"The cluster is not whole: {why}.", "revive() what is dead, or wait longer.")
+        self._note()
 
     def await_failover(self, node: Node | str, timeout: float = 30) -> Node:
-        """After `kill(node)`: wait until every running node knows an heir for all its slots; returns it.
+        """After a node was killed or frozen: wait until all others know one heir of its slots; returns it.
 
-        Raises ServerFailed where that does not happen in time, as when it had no replica, and KeyError for
-        what was not killed by `kill()`.
+        Raises ServerFailed where that does not happen in time, as when it had no replica, and ValueError for
+        a node without slots: nothing of it can fail over.
         """
-        slots = self._had[self._of(node).name]
-        heirs: set[str] = set()
+        victim = self._of(node)
+        if not (slots := self._had.get(victim.name)):
+            raise ValueError(f"{victim.name} had no slots when the cluster was last whole: there is no heir")
+        heir: list[Node] = []
 
         def unmet() -> str:
-            heirs.clear()
             with self._clients() as clients:
+                heir[:] = [one for one in self.nodes if one.name in clients and one is not victim]
                 for name, r in clients.items():
-                    view = {slot: one for one in topology.members(r).values() for slot in one.slots}
-                    heirs.update(view[slot].id if slot in view else "" for slot in slots)
-                    if not heirs <= {one.id for one in self.nodes if one.name in clients}:
-                        return (
-                            f"{name} knows no running primary for every slot that {self._of(node).name} had"
-                        )
-            return ""
+                    view = topology.members(r)
+                    heir[:] = [one for one in heir if one.id in view and {*slots} <= {*view[one.id].slots}]
+                    if not heir:
+                        return f"{name} knows no running heir of the slots that {victim.name} had"
+            return "" if heir else "no node is running"
 
         if why := topology.await_until(unmet, timeout):
-            raise ServerFailed(
-                f"No failover: {why}.", "revive() the node; without a replica none can take over."
-            )
-        return next(one for one in self.nodes if one.id in heirs)
+            what = "It takes a replica, and a majority of the primaries"
+            raise ServerFailed(f"No failover: {why}. {what}.", "revive() the node, or wait longer.")
+        return heir[0]
 
     def move_slots(self, slots: Iterable[int], to: Node | str) -> int:
         """Move slots, with their keys, to a primary, while clients go on; returns how many keys went.
 
         The slots come from whichever primaries serve them; those that `to` serves already stay. It follows
-        redis.io's order of commands (`labkit.rig.topology.move`): about 100 keys a MIGRATE. Raises
-        ValueError for a slot that is none or that nobody serves, or where `to` is no primary; an error of a
-        server in the middle goes up, and that slot stays half moved, until it is moved again.
+        redis.io's order of commands (`labkit.rig.topology.move`): about 100 keys a MIGRATE. In the end every
+        running node knows. A primary that has given its last slot becomes a replica of the one that took it
+        (`cluster-allow-replica-migration`). Raises ValueError for a slot that is none or that nobody serves,
+        or where `to` is no primary; an error of a server in the middle goes up, and that slot stays half
+        moved, until it is moved again: clients are served meanwhile.
         """
         target, owners, wanted = self._of(to), self.owners(), sorted(set(slots))
         if unowned := [slot for slot in wanted if slot not in owners]:
@@ -575,26 +634,42 @@ class Cluster:
         primaries = {node.name for node in self.primaries}
         if target.name not in primaries:
             raise ValueError(f"{target.name} is no primary; these are: {', '.join(sorted(primaries))}")
-        with self._clients() as clients:
+        with self._clients(seconds=30) as clients:
             nodes = {
                 self[name].id: (r, ("127.0.0.1", self[name].port))
                 for name, r in clients.items()
                 if name in primaries
             }
-            return topology.move(wanted, ids, target.id, nodes, self._password)
+            moved = topology.move(wanted, ids, target.id, nodes, self._password)
+            topology.await_until(lambda: topology.unaware(clients, target.id, wanted), seconds=5)
+        self._note()
+        return moved
 
     def add_primary(self, timeout: float = 30) -> Node:
-        """One more primary, without slots: CLUSTER MEET, and wait until every node knows it."""
+        """One more primary, without slots: CLUSTER MEET, and wait until every node knows it.
+
+        Raises ValueError after Z, ServerFailed where no node runs or it is not taken in (it is ended then).
+        """
         last = max(node.name for node in self.nodes if len(node.name) == 1)
+        if last == ascii_uppercase[-1]:
+            raise ValueError(f"there are {len(ascii_uppercase)} primaries, and no letter for one more")
+        known = next((one for one in self.nodes if one.awake), None)
+        if known is None:
+            raise ServerFailed("No node of this cluster is running.", "start() it first.")
+        known._refuse_foreign()
         node = self._node(chr(ord(last) + 1))
-        known = next(one for one in self.nodes if one.running)
-        self._launch([node])
         self.nodes.append(node)
-        with node.client() as r, self._clients() as clients:
-            r.execute_command("CLUSTER MEET", "127.0.0.1", known.port, known.bus)
-            why = topology.await_until(lambda: topology.unready(clients), timeout)
-        if why:
-            raise ServerFailed(f"The cluster did not take in {node.name}: {why}.", "wait longer.")
+        try:
+            self._launch([node])
+            with node.client() as r, self._clients() as clients:
+                r.execute_command("CLUSTER MEET", "127.0.0.1", known.port, known.bus)
+                why = topology.await_until(lambda: topology.unready(clients), timeout)
+            if why:
+                raise ServerFailed(f"The cluster did not take in {node.name}: {why}.", "wait longer.")
+        except BaseException:
+            node.stop()
+            self.nodes.remove(node)
+            raise
         return node
 
 
@@ -602,13 +677,21 @@ def _text(value: object) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
+_given: deque[int] = deque(maxlen=1000)
+
+
 def _free_port() -> int:
-    """Below the range of outgoing connections, and low enough for a cluster's second port, 10,000 above."""
+    """Below the range of outgoing connections, and low enough for a cluster's second port, 10,000 above.
+
+    Never one that was given here a short while ago: what is to listen there may not have begun to.
+    """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = 20_000 + secrets.randbelow(12_000)
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.append(port)
+                return port
 
 
 def _answers(port: int, password: str) -> bool:

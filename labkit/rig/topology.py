@@ -6,6 +6,7 @@ Cluster" and "Redis cluster specification", names these commands and their order
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import defaultdict
@@ -34,6 +35,8 @@ class Member(NamedTuple):
     primary: str
     """The id of the primary that it is a replica of, or ""."""
     slots: tuple[int, ...]
+    epoch: int
+    """Of two nodes that claim a slot, the one with the greater has it."""
 
     @property
     def is_primary(self) -> bool:
@@ -57,6 +60,7 @@ def members(r: redis.Redis) -> dict[str, Member]:
             frozenset(told["flags"].split(",")) - {"myself"},
             primary,
             tuple(slot for part in slots for slot in part),
+            int(told["epoch"]),
         )
     return found
 
@@ -144,11 +148,12 @@ def migrate(source: redis.Redis, slot: int, to: tuple[str, int], password: str) 
     """Move every key of the slot, BATCH at a time, to the node at that address; returns how many.
 
     Two round trips a batch (CLUSTER GETKEYSINSLOT, MIGRATE). A key is at the one or the other node at every
-    moment; a client that asks for it at the source, where it no longer is, is sent on by ASK.
+    moment; a client that asks for it at the source, where it no longer is, is sent on by ASK. (An interrupted
+    MIGRATE may leave it at both: clients went on with the source's, which therefore replaces the other.)
     """
     moved = 0
     while keys := source.execute_command("CLUSTER GETKEYSINSLOT", slot, BATCH):
-        source.execute_command("MIGRATE", *to, "", 0, 10_000, "AUTH", password, "KEYS", *keys)
+        source.execute_command("MIGRATE", *to, "", 0, 10_000, "REPLACE", "AUTH", password, "KEYS", *keys)
         moved += len(keys)
     return moved
 
@@ -178,15 +183,23 @@ def move(
             _announce(nodes[source][0], chunk, "MIGRATING", to)
             moved += _empty(nodes[source][0], chunk, nodes[to][1], password)
             for node in sorted(nodes, key=lambda node: (node != to, node != source)):
-                _announce(nodes[node][0], chunk, "NODE", to)
+                with contextlib.suppress(_NoPrimary) if node != to else contextlib.nullcontext():
+                    _announce(nodes[node][0], chunk, "NODE", to)
     return moved
+
+
+class _NoPrimary(ResponseError):
+    """A primary that gave its last slot follows the one that has it now, and hears of the rest from there."""
 
 
 def _announce(r: redis.Redis, slots: Iterable[int], what: str, node: str) -> None:
     with r.pipeline(transaction=False) as pipe:
         for slot in slots:
             pipe.execute_command("CLUSTER SETSLOT", slot, what, node)
-        pipe.execute()
+        try:
+            pipe.execute()
+        except ResponseError as error:
+            raise _NoPrimary(str(error)) if "only with masters" in str(error) else error from None
 
 
 def _empty(source: redis.Redis, slots: Sequence[int], to: tuple[str, int], password: str) -> int:
@@ -195,6 +208,16 @@ def _empty(source: redis.Redis, slots: Sequence[int], to: tuple[str, int], passw
             pipe.execute_command("CLUSTER COUNTKEYSINSLOT", slot)
         counts = pipe.execute()
     return sum(migrate(source, slot, to, password) for slot, keys in zip(slots, counts, strict=True) if keys)
+
+
+def unaware(clients: Mapping[str, redis.Redis], node: str, slots: Iterable[int]) -> str:
+    """Which node does not know yet that `node` serves all of `slots`, in words; "" when all do."""
+    wanted = set(slots)
+    for name, r in clients.items():
+        told = members(r).get(node)
+        if told is None or not wanted <= set(told.slots):
+            return f"{name} does not know yet who serves these slots"
+    return ""
 
 
 def await_until(unmet: Callable[[], str], seconds: float) -> str:

@@ -11,12 +11,15 @@ VERMILLION, what works or is admitted BLUE or GREEN, a model or a limit BLACK.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,7 +28,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from labkit.rig.bench import Run, Sweep, human_time
 from labkit.rig.cachesim import Simulation, human_share
+from labkit.rig.eviction import Eviction, Evictions, human_bytes
 from labkit.rig.model import Line
+from labkit.rig.stall import STALLED, Stall, Stalls
 from labkit.rig.trace import Trace
 from labkit.rig.traffic import Replay
 from labkit.show.diagram import Diagram
@@ -33,6 +38,8 @@ from labkit.show.diagram import Diagram
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from labkit.rig.load import Load
+    from labkit.rig.outage import Outage
     from labkit.rig.quorum import Seat, View
     from labkit.rig.race import Exploration
 
@@ -509,13 +516,13 @@ def _name(panel: Axes, text: str) -> None:
     panel.set_title(text, fontsize=size, fontweight="normal", pad=size / 2.5)
 
 
-def _panels(ax: Axes, rows: int) -> list[Axes]:
+def _panels(ax: Axes, rows: int, gap: float = 0.14) -> list[Axes]:
     """The axes divided into so many panels, one below the other; only the last has numbers below it."""
     ax.set_axis_off()
     if ax.get_title(loc="left"):  # of its own; there is a name between it and the first panel
         ax.set_title(ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
-    height = (1 - 0.14 * (rows - 1)) / rows
-    made = [ax.inset_axes((0, 1 - height - row * (height + 0.14), 1, height)) for row in range(rows)]
+    height = (1 - gap * (rows - 1)) / rows
+    made = [ax.inset_axes((0, 1 - height - row * (height + gap), 1, height)) for row in range(rows)]
     for panel in made[:-1]:
         panel.tick_params(labelbottom=False)
     return made
@@ -897,4 +904,302 @@ def board_scaling(
     decades = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1  # ticks with a label
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda ns, _: "" if decades > 1 else human_time(ns)))
     ax.legend(**_BELOW, ncols=2)
+    return ax
+
+
+# --- chapter 10 ---------------------------------------------------------------------------------------------
+
+
+def stalls(result: Stall | Stalls, ax: Axes | None = None, *, title: str) -> Axes:
+    """What another client waited while each work ran, a panel for each: time across, waits (log scale) up.
+
+    A request is a line from when it was sent to its answer, at the height of its wait; waits of 10 ms and
+    more are filled. Shaded is the time for which the work ran. All panels have the same axes.
+    """
+    found = [result] if isinstance(result, Stall) else list(result)
+    ax = new_axes(ax, title=title, height=0.2 + 0.1 * max(len(found), 2))
+    panels = _panels(ax, len(found), 0.42 / len(found)) if len(found) > 1 else [ax]
+    waited = [1e9 * (end - begin) for stall in found for begin, end in stall.spells]
+    last = 1000 * max(stall.during for stall in found)
+    for stall, panel in zip(found, panels, strict=True):
+        panel.axvspan(0, 1000 * stall.during, color=GREY, alpha=0.18, linewidth=0)
+        _spells(panel, stall)
+        panel.set(yscale="log", ylim=(min(waited) / 2, 2.5 * max(waited)), xlim=(-0.08 * last, 1.12 * last))
+        time_axis(panel.yaxis)
+        panel.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        if len(found) > 1:
+            _name(panel, f"{stall.name}: {human_time(stall.longest * 1e9)} at most")
+    panels[-1].set(xlabel="time (ms)", ylabel="wait (log scale)" if len(found) == 1 else "")
+    marks = [Patch(color=GREY, alpha=0.18), Line2D([], [], color=BLUE), Patch(color=VERMILLION, alpha=0.5)]
+    said = ["the work runs", "another client waits", "10 ms and more"]
+    if any(wait.error for stall in found for wait in stall.waits):
+        marks.append(Line2D([], [], color=BLACK, marker="x", linestyle="", markersize=6))
+        said.append("is refused")
+    panels[-1].legend(marks, said, **_BELOW, ncols=len(said), columnspacing=1.2)
+    return ax
+
+
+def _spells(ax: Axes, stall: Stall) -> None:
+    """A line for each time that the other client waited, and marks where it was refused meanwhile."""
+    low = min(end - begin for begin, end in stall.spells) * 1e9 / 10
+    short = [(begin, end) for begin, end in stall.spells if end - begin < STALLED]
+    if short:  # one line with gaps: there may be thousands
+        times = [1000 * at for begin, end in short for at in (begin, end, math.nan)]
+        heights = [1e9 * (end - begin) for begin, end in short for _ in range(3)]
+        ax.plot(times, heights, color=BLUE, solid_capstyle="round")
+    for begin, end in stall.spells:
+        if end - begin >= STALLED:
+            spell, height = (1000 * begin, 1000 * end), 1e9 * (end - begin)
+            ax.plot(spell, (height, height), color=VERMILLION, solid_capstyle="round")
+            ax.fill_between(spell, low, height, color=VERMILLION, alpha=0.3, linewidth=0)
+    refused = [(1000 * wait.at, 1e9 * wait.seconds) for wait in stall.waits if wait.error]
+    ax.plot(*zip(*refused, strict=True) if refused else ([], []), "x", color=BLACK, markersize=4)
+
+
+_RULES = {"exact LRU": ":", "clairvoyant": "--"}
+
+
+def evictions(result: Evictions, ax: Axes | None = None, *, title: str, traffic: str | None = None) -> Axes:
+    """The hit ratio (%) by memory for data (log scale), a line for each policy; black are simulated bounds.
+
+    Of the first traffic, or the one that is named.
+    """
+    ax = new_axes(ax, title=title)
+    colors = cycle(PALETTE[:-1])
+    for policy, ratios in result.ratios(traffic).items():
+        look: dict[str, Any] = {"color": next(colors), "marker": "o"}
+        if policy in _RULES:
+            look = {"color": BLACK, "linestyle": _RULES[policy], "linewidth": 1.5}
+        ax.plot(list(ratios), [100 * ratio for ratio in ratios.values()], label=policy, **look)
+    memories = sorted({memory for _, _, memory in result.replays})
+    ax.set(xscale="log", xlabel="memory for data (log scale)", ylabel="hit ratio (%)", ylim=(0, 100))
+    ax.set_xticks(memories, list(map(human_bytes, memories)))
+    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+    legend(ax)
+    return ax
+
+
+def hits_over_time(
+    replays: Mapping[str, Eviction], ax: Axes | None = None, *, title: str, last: int = 0
+) -> Axes:
+    """The hit ratio (%) of each span of requests, a line for each name; shaded is where a scan came by.
+
+    The more of a span's requests were the scan's, the darker; of the last replay. `last`: how far the axis
+    goes at least. Requests for the scan's keys are no hits and no misses. A name that begins with "before" is
+    drawn in grey.
+    """
+    ax = new_axes(ax, title=title)
+    frames = {name: one.df for name, one in replays.items()}
+    for name, frame in frames.items():
+        color = GREY if name.startswith("before") else None
+        ax.plot(frame["at"], 100 * frame.hit_ratio, color=color, label=name)
+    begin, spans = 0.0, list[list[float]]()
+    for at, scan in frame[["at", "scan"]].itertuples(index=False):
+        if spans and spans[-1][1:] == [begin, scan]:
+            spans[-1][1] = at  # one for all that are alike
+        elif scan:
+            spans.append([begin, at, scan])
+        begin = at
+    for n, (begin, at, scan) in enumerate(spans):
+        look: dict[str, Any] = {"color": VERMILLION, "alpha": 0.05 + 0.25 * scan, "linewidth": 0}
+        ax.axvspan(begin, at, label="" if n else "a scan", **look)
+    far = max(last, *(int(frame["at"].max()) for frame in frames.values()))
+    ax.set(xlabel="requests", ylabel="hit ratio (%)", ylim=(0, 100), xlim=(0, far))
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    number_axis(ax.xaxis)
+    legend(ax)
+    return ax
+
+
+def residents(replays: Mapping[str, Eviction], ax: Axes | None = None, *, title: str, keys: int) -> Axes:
+    """Which of so many pages are in memory: a cell for each, the most popular at the top left, row by row.
+
+    A cell has a colour, from hot to cold, if its page is there, and is grey if not. Below, in black, is a
+    cell for each other key that takes up room: a scan's. A block for each name, and how many keys it holds.
+    """
+    ax = new_axes(ax, title=title, height=0.5)
+    width = max(10, round(math.sqrt(keys * 2.2 / len(replays))))
+    rows = -(-keys // width)
+    low = rows + max((1 - (-one.others // width) for one in replays.values() if one.others), default=0)
+    for n, (name, one) in enumerate(replays.items()):
+        left = 1.06 * width * n
+        ax.imshow(_cells(one, keys, width, low), extent=(left, left + width, low, 0), aspect="auto")
+        others = f" + {one.others:,} of a scan" if one.others else ""
+        said = f"{name}\n{len(one.resident):,} pages{others}"
+        ax.text(left + width / 2, low * 1.04, said, ha="center", va="top")
+    ax.set(xlim=(0, left + width), ylim=(low, 0), ylabel="rank of a row's first page")
+    ax.set_xticks([])
+    ax.set_yticks([row + 0.5 for row in (0, rows // 2, rows - 1)])
+    ax.set_yticklabels([f"{row * width + 1:,}" for row in (0, rows // 2, rows - 1)])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xlabel("a cell for each page, the most popular at the top left", labelpad=46)
+    return ax
+
+
+def _cells(one: Eviction, keys: int, width: int, rows: int) -> Any:
+    """A block as a picture: rows of cells, each red, green and blue."""
+    cells = np.ones((rows * width, 3))
+    cells[:keys] = 0.9
+    ranks = np.array([rank for rank in one.resident if rank <= keys], dtype=int)
+    cells[ranks - 1] = mpl.colormaps["plasma_r"](0.08 + 0.92 * np.log(ranks) / math.log(keys + 1))[:, :3]
+    if one.others:
+        first = (-(-keys // width) + 1) * width
+        cells[first : first + one.others] = 0
+    return cells.reshape(rows, width, 3)
+
+
+# --- chapter 11 ---------------------------------------------------------------------------------------------
+
+SPAN = 256
+"""So many neighbouring slots are one bar: a 64th of them all."""
+
+
+def slots(
+    ways: Mapping[str, Sequence[int]], owners: Mapping[int, str], ax: Axes | None = None, *, title: str
+) -> Axes:
+    """Where keys fall: a panel for each way of naming them, a bar for 256 slots, coloured by their primary.
+
+    `ways` gives for each the slot of every key, `owners` the name of each slot's primary. Every panel has a
+    scale of its own; beside it stands the share of the keys that the busiest primary has.
+    """
+    ax = new_axes(ax, title=title, height=0.22 + 0.14 * len(ways))
+    colors = dict(zip(dict.fromkeys(owners[slot] for slot in sorted(owners)), cycle(PALETTE), strict=False))
+    panels = _panels(ax, len(ways), 0.8 / len(ways) ** 1.5) if len(ways) > 1 else [ax]
+    for (way, found), panel in zip(ways.items(), panels, strict=True):
+        per_owner = Counter(owners[slot] for slot in found)
+        bottom: Counter[int] = Counter()
+        for name, color in colors.items():
+            counts = Counter(slot // SPAN for slot in found if owners[slot] == name)
+            at, tall = [SPAN * (span + 0.5) for span in counts], list(counts.values())
+            under = [bottom[span] for span in counts]
+            panel.bar(at, tall, width=SPAN * 0.9, bottom=under, color=color, linewidth=0)
+            bottom.update(counts)
+        panel.set(xlim=(0, max(owners) + 1), ylim=(0, 1.1 * max(bottom.values())))
+        _name(panel, f"{way} (keys in each {SPAN} slots)")
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True))
+        number_axis(panel.yaxis)
+        panel.text(
+            1.015,
+            0.5,
+            f"{100 * max(per_owner.values()) / len(found):.0f} %",
+            va="center",
+            weight="bold",
+            fontsize=1.6 * mpl.rcParams["font.size"],
+            transform=panel.transAxes,
+        )
+    panels[0].text(1.015, 1.0, "busiest:", va="top", transform=panels[0].transAxes)
+    number_axis(panels[-1].xaxis)
+    panels[-1].set_xlabel("slot")
+    marks = [Patch(color=color) for color in colors.values()]
+    panels[-1].legend(marks, [f"primary {name}" for name in colors], **_BELOW, ncols=len(colors))
+    return ax
+
+
+def service(outages: Mapping[str, Outage], ax: Axes | None = None, *, title: str) -> Axes:
+    """Which slots were served while a primary died: a panel a failover, a row for each primary's slots.
+
+    Blue is service, red the longest time without it, in seconds since the kill, and how long that was.
+    """
+    rows = sum(len(one.ranges) + 1 for one in outages.values())
+    ax = new_axes(ax, title=title, height=0.16 + 0.05 * rows)
+    last = 0.5 + max(part.end for one in outages.values() for part in one.ranges)
+    panels = _panels(ax, len(outages), 0.36 / len(outages)) if len(outages) > 1 else [ax]
+    for (name, one), panel in zip(outages.items(), panels, strict=True):
+        for row, part in enumerate(one.ranges):
+            panel.barh(row, last + 0.3, left=-0.3, color=BLUE, height=0.56)
+            panel.barh(row, part.seconds, left=part.begin, color=VERMILLION, height=0.56)
+            long = part.seconds > 0.25 * last
+            look: dict[str, Any] = {"color": "white", "weight": "bold", "va": "center"}
+            if long:
+                panel.text((part.begin + part.end) / 2, row, f"{part.seconds:.1f} s", ha="center", **look)
+            else:
+                said = f"{part.seconds:.2f} s"
+                panel.annotate(said, (part.end, row), (8, 0), textcoords="offset points", **look)
+            if part.hit:
+                panel.plot([0], [row], "X", color=BLACK, markersize=13, markeredgecolor="white")
+        panel.set_yticks(range(len(one.ranges)), [f"slots {part.name}" for part in one.ranges])
+        panel.set(ylim=(len(one.ranges) - 0.5, -0.5), xlim=(-0.3, last))
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+        if len(outages) > 1:
+            _name(panel, name)
+    panels[-1].set_xlabel("time since the kill (s)")
+    killed = Line2D([], [], linestyle="", marker="X", color=BLACK, markersize=12)
+    marks = [Patch(color=BLUE), Patch(color=VERMILLION), killed]
+    panels[-1].legend(marks, ["served", "not served", "its primary is killed"], **_BELOW, ncols=3)
+    return ax
+
+
+def runs(
+    groups: Mapping[str, Sequence[float]],
+    ax: Axes | None = None,
+    *,
+    title: str,
+    xlabel: str,
+    live: Mapping[str, Sequence[float]] | None = None,
+) -> Axes:
+    """One measure of several runs: a row for each group, a ring for each stored run, a line at their median.
+
+    `live` are runs of now: filled. Where five or more are equal, "10×" says how many lie on top of each other.
+    """
+    ax = new_axes(ax, title=title, height=0.2 + 0.075 * len(groups))
+    far = max(max(values) for values in (*groups.values(), *(live or {}).values()) if len(values))
+    for row, (name, values) in enumerate(groups.items()):
+        middle = statistics.median(values)
+        ax.plot([middle, middle], [row - 0.34, row + 0.34], color=BLACK, linewidth=3, zorder=1)
+        ax.plot(values, [row] * len(values), "o", color=BLUE, markerfacecolor="none", markeredgewidth=2)
+        for value, times in Counter(values).items():
+            if times > 4:
+                at = (value, row)
+                ax.annotate(f"{times}×", at, (12, 0), textcoords="offset points", va="center", color=BLUE)
+        now = (live or {}).get(name, ())
+        ax.plot(now, [row] * len(now), "D", color=VERMILLION, markeredgecolor="white")
+    ring = Line2D([], [], linestyle="", marker="o", color=BLUE, markerfacecolor="none", markeredgewidth=2)
+    marks = [ring, Line2D([], [], color=BLACK, linewidth=3)]
+    said = ["a stored run", "their median"]
+    if live:
+        marks.append(Line2D([], [], linestyle="", marker="D", color=VERMILLION))
+        said.append("a run of this chapter, now")
+    ax.legend(marks, said, **_BELOW, ncols=3)
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.set(xlabel=xlabel, ylim=(len(groups) - 0.45, -0.55), xlim=(-0.03 * far, 1.06 * far))
+    number_axis(ax.xaxis)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def capacity(loads: Mapping[int, Load], ax: Axes | None = None, *, title: str, cores: int) -> Axes:
+    """Commands a second by the number of primaries; beside it, how many cores their servers had in all."""
+    ax = new_axes(ax, title=title)
+    ax.set_axis_off()
+    if ax.get_title(loc="left"):
+        ax.set_title(ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
+    left, right = (ax.inset_axes((x, 0, 0.42, 1)) for x in (0, 0.58))
+    rates = [load.per_second for load in loads.values()]
+    done = left.bar(range(len(loads)), rates, color=BLUE, width=0.6)
+    left.bar_label(done, labels=[f"{rate:,.0f}" for rate in rates])
+    number_axis(left.yaxis)
+    left.margins(y=0.14)
+    _name(left, "commands/s")
+    for at, load in enumerate(loads.values()):
+        under = 0.0
+        for share, color in zip(load.cpu.values(), cycle(PALETTE), strict=False):
+            right.bar(at, share, bottom=under, color=color, width=0.6, edgecolor="white")
+            if share > 0.12:
+                look: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
+                right.text(at, under + share / 2, f"{100 * share:.0f} %", weight="bold", **look)
+            under += share
+    right.axhline(cores, color=BLACK, linestyle="--", linewidth=1.5)
+    right.text(-0.4, cores, f"this machine: {cores}", va="bottom")
+    right.set_ylim(0, 1.2 * cores)
+    number_axis(right.yaxis)
+    right.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    _name(right, "cores that the servers had")
+    for panel in (left, right):
+        panel.set_xticks(range(len(loads)), [str(n) for n in loads])
+        panel.set_xlabel("primaries")
+        panel.grid(visible=False, axis="x")
     return ax

@@ -8,11 +8,13 @@
     ChannelPanel(r)                                  # who hears what: pub/sub beside a stream
     ConsumersPanel(r)                                # worker processes to kill in mid-message
     LiveBoard(board)                                 # a leaderboard, fed by a running game
+    EvictionLab()                                    # a cache that runs out of memory: who stays
+    ClusterMap()                                     # nodes to kill, slots that change hands
 
 They hold no logic. A playground's `draw` gets the controls' values as keyword arguments and returns a Figure
 that was made without pyplot (`plot.figure`); a Scheduler steers a Walk, a RedlockPanel a Quorum, a
-SessionPanel Devices, a ChannelPanel an Audience, a ConsumersPanel a Crew, and a LiveBoard a Game. Where
-nobody watches, each shows a still picture.
+SessionPanel Devices, a ChannelPanel an Audience, a ConsumersPanel a Crew, a LiveBoard a Game, an
+EvictionLab a Trial, and a ClusterMap a Fleet. Where nobody watches, each shows a still picture.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ from labkit.rig.walk import Walk
 from labkit.session import SessionStore
 from labkit.show import plot
 from labkit.show.channels import ChannelPanel
+from labkit.show.clustermap import ClusterMap
 from labkit.show.consumers import ConsumersPanel
+from labkit.show.eviction import EvictionLab
 from labkit.show.live import LiveBoard
 from labkit.show.panel import WIDE, Pressed, Shown, button, png, row
 from labkit.show.sessions import DEVICES, Devices, table
@@ -50,7 +54,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChannelPanel",
+    "ClusterMap",
     "ConsumersPanel",
+    "EvictionLab",
     "LiveBoard",
     "Playground",
     "RedlockPanel",

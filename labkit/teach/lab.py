@@ -1,9 +1,10 @@
-"""The bench that a grader works on: a private server and fresh keys, and nothing left behind."""
+"""The bench that a grader works on: a private server, or a cluster, and fresh keys; nothing left behind."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,15 +14,17 @@ from unittest import mock
 from redis.exceptions import RedisClusterException, RedisError
 
 from labkit import PREFIX
-from labkit.rig import connection
-from labkit.rig.server import Server
+from labkit.rig import connection, topology
+from labkit.rig.server import Cluster, Server
 
 if TYPE_CHECKING:
     import redis
+    from redis.cluster import RedisCluster
 
     from labkit.rig.wire import Tape
 
 _server: Server | None = None
+_cluster: Cluster | None = None
 
 
 class Lab:
@@ -32,8 +35,10 @@ class Lab:
 
     def __init__(self) -> None:
         self._names = itertools.count(1)
-        self._clients: list[redis.Redis] = []
+        self._clients: list[redis.Redis | RedisCluster] = []
         self._r: redis.Redis | None = None
+        self._rc: RedisCluster | None = None
+        self._has_cluster = False
 
     @property
     def r(self) -> redis.Redis:
@@ -56,11 +61,39 @@ class Lab:
         self._clients.append(client)
         return client
 
+    @property
+    def cluster(self) -> Cluster:
+        """A private cluster of three primaries with a replica each; empty when a grade first asks for it.
+
+        It starts then (some 2 s), is shared by all graders and ends with this process. What a grader does to
+        it (kill, move slots), it must undo; a cluster that is not whole is replaced before the next grade.
+        """
+        global _cluster
+        if _cluster is None or not self._has_cluster:
+            if _cluster is None or not _emptied(_cluster):
+                discard_cluster()
+                _cluster = Cluster(node_timeout=1.0).start()
+            self._has_cluster = True
+        return _cluster
+
+    @property
+    def rc(self) -> RedisCluster:
+        """A client of the private cluster; the same one throughout a grade."""
+        if self._rc is None:
+            self._rc = self.cluster_client()
+        return self._rc
+
+    def cluster_client(self, **options: Any) -> RedisCluster:
+        """One more client of the private cluster; closed when the grade ends."""
+        client = self.cluster.client(**options)
+        self._clients.append(client)
+        return client
+
     def key(self, name: str) -> str:
         """A key (or the beginning of keys) that nothing has used before: `workbook:check:1:name`."""
         return f"{PREFIX}check:{next(self._names)}:{name}"
 
-    def tap(self, r: redis.Redis | None = None) -> AbstractContextManager[Tape]:
+    def tap(self, r: redis.Redis | RedisCluster | None = None) -> AbstractContextManager[Tape]:
         """Record what `r` (default: `lab.r`) sends and receives."""
         from labkit.rig.wire import tap
 
@@ -87,16 +120,58 @@ class Lab:
             with contextlib.suppress(Exception):
                 client.close()
         self._clients.clear()
-        self._r = None
+        self._r = self._rc = None
+        self._has_cluster = False
 
 
 def discard_server() -> None:
-    """End the private server; the next grade starts a new one."""
+    """End the private server, and all connections to the cluster; the next grade starts a new one."""
     global _server
     if _server is not None:
         with contextlib.suppress(Exception):
             _server.stop()
         _server = None
+    _hang_up()
+
+
+def _hang_up() -> None:
+    """Nobody waits for the private cluster any more; it ends, if one of its nodes does not answer."""
+    if _cluster is None:
+        return
+    try:
+        for node in _cluster.nodes:
+            with node.client(socket_timeout=2) as r:
+                r.client_kill_filter(_type="normal", skipme=True)
+    except (RedisError, OSError):
+        discard_cluster()
+
+
+def discard_cluster() -> None:
+    """End the private cluster; a grade that needs one starts it anew."""
+    global _cluster
+    if _cluster is not None:
+        with contextlib.suppress(Exception):
+            _cluster.stop()
+        _cluster = None
+
+
+def _emptied(cluster: Cluster) -> bool:
+    """Remove every key, script and function from it; False where it is not as it was in the beginning."""
+    try:
+        with contextlib.ExitStack() as stack:
+            nodes = {node.name: stack.enter_context(node.client(socket_timeout=5)) for node in cluster.nodes}
+            if topology.unready(nodes):
+                return False
+            primaries = cluster.primaries
+            for node in primaries:
+                nodes[node.name].flushall()
+            for r in nodes.values():
+                r.script_flush()
+            for node in primaries:
+                nodes[node.name].execute_command("FUNCTION", "FLUSH")
+            return sorted(Counter(cluster.owners().values()).values()) == [5461, 5461, 5462]
+    except (RedisError, OSError):
+        return False
 
 
 @dataclass

@@ -308,16 +308,18 @@ BETWEEN = "what may happen between your last look at the key and the command tha
 
 
 @contextmanager
-def clocks(skew: float, answer: Any = None) -> Iterator[None]:
+def clocks(skew: float | Callable[[], float], answer: Any = None) -> Iterator[None]:
     """The client's clocks are `skew` seconds ahead, also where `answer` has imported them by name."""
     with ExitStack() as stack:
         ahead: list[tuple[Any, Any]] = []
+        by = skew if callable(skew) else lambda: skew
         for name in _CLOCKS:
-            real, add = getattr(time, name), int(skew * (10**9 if name.endswith("_ns") else 1))
-            ahead.append((real, lambda *a, r=real, add=add: r(*a) + add))
+            real = getattr(time, name)
+            in_ns = (lambda *a, r=real: r(*a) + int(by() * 1e9)) if name.endswith("_ns") else None
+            ahead.append((real, in_ns or (lambda *a, r=real: r(*a) + by())))
             stack.enter_context(mock.patch.object(time, name, ahead[-1][1]))
         module = ModuleType("datetime")
-        vars(module).update(vars(datetime), datetime=_datetime(skew))
+        vars(module).update(vars(datetime), datetime=_datetime(by))
         ahead += [(datetime, module), (datetime.datetime, module.datetime)]
         for space in (sys.modules, *_spaces(answer)):
             for name, value in list(space.items()):
@@ -336,21 +338,24 @@ _CLOCKS = [
 ]
 
 
-def _datetime(skew: float) -> type[datetime.datetime]:
-    real, by = datetime.datetime, datetime.timedelta(seconds=skew)
+def _datetime(skew: Callable[[], float]) -> type[datetime.datetime]:
+    real = datetime.datetime
+
+    def by() -> datetime.timedelta:
+        return datetime.timedelta(seconds=skew())
 
     class Ahead(real):  # type: ignore[valid-type, misc]
         @classmethod
         def now(cls, tz: Any = None) -> Any:
-            return real.now(tz) + by
+            return real.now(tz) + by()
 
         @classmethod
         def today(cls) -> Any:
-            return real.now() + by
+            return real.now() + by()
 
         @classmethod
         def utcnow(cls) -> Any:
-            return real.now(datetime.UTC).replace(tzinfo=None) + by
+            return real.now(datetime.UTC).replace(tzinfo=None) + by()
 
     return Ahead
 
