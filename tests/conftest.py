@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chapters_again
 import psycopg
 import pytest
 import redis
-from chapters_again import pytest_collection_modifyitems as pytest_collection_modifyitems
+from hypothesis import settings
+from servers import on_cluster
+from servers import the_cluster as the_cluster
 
 from labkit.rig import watchdog
 from labkit.rig.server import Server
@@ -30,6 +33,44 @@ os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ.setdefault("REDIS_URL", "embedded")  # also where the container is up: each kernel has its own
 for _name in ("JPY_SESSION_NAME", "VSCODE_PID", "MPLBACKEND"):
     os.environ.pop(_name, None)
+if not os.environ.get("LABKIT_THOROUGH"):  # else as many as hypothesis takes by itself
+    settings.register_profile("suite", max_examples=50)
+    settings.load_profile("suite")
+
+LONGEST = [
+    "test_exercises.py",
+    "test_browser.py",
+    "11_cluster.ipynb",
+    "test_widgets.py",
+    "test_exercises_session.py",
+    "10_production.ipynb",
+    "test_stream.py",
+    "test_rate_limiter.py",
+    "test_exercises_cache.py",
+    "test_cache.py",
+    "test_database.py",
+    "test_chapters_postgres.py",
+    "test_lock.py",
+]
+"""These begin first, so that in the end no process works alone on one of them; longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chapters once more, solved; and the order in which modules are given to processes."""
+    chapters_again.again(items)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "single_server(why): not on a cluster, for a reason that is told")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("single_server")
+    if marker is not None and on_cluster(item):
+        pytest.skip(f"not on a cluster: {marker.args[0]}")
 
 
 def pytest_unconfigure() -> None:

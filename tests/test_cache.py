@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,19 +22,14 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from redis import exceptions
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
-from servers import until
+from servers import everywhere as everywhere
+from servers import nodes_of, until
 
 from labkit.cache import CacheAside, Stats, WriteThrough
 from labkit.rig.processes import processes
 from labkit.rig.race import Exploration, crash, expire, explore, lose_reply, outside
-from labkit.rig.server import Server, binaries
+from labkit.rig.server import Server
 from labkit.rig.wire import tap
-
-
-@pytest.fixture(scope="module", params=binaries(), ids=lambda found: ".".join(map(str, found.version[:2])))
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with Server(binary=request.param.path) as server:
-        yield server
 
 
 class Table:
@@ -227,14 +222,17 @@ class TestCost:
     def test_round_trips(self, make: Make) -> None:
         for way in WAYS:
             cache = make(**way, name=f"cost{len(way)}{list(way)}")
-            cache.get("b")  # loads the scripts
+            for key in ("a", "b", "nobody"):
+                cache.get(key)  # loads the scripts, on whichever server it is
+                cache.refresh(key)
+            cache.r.flushall()
             for key, trips in (("a", 3), ("a", 1), ("nobody", 3), ("nobody", 1)):
                 with tap(cache.r) as said:
                     cache.get(key)
                 assert said.round_trips == trips
             with tap(cache.r) as said:
                 cache.invalidate("a", "b", "c")
-            assert said.round_trips == 1
+            assert said.round_trips == nodes_of(cache.r, [cache.key(key) for key in "abc"])
             with tap(cache.r) as said:
                 cache.refresh("a")
             assert said.round_trips == 2
@@ -246,6 +244,7 @@ class TestCost:
             cache.get("a")
         assert [exchange.command for exchange in said.commands] == [("GET", cache.key("a"))]
 
+    @pytest.mark.single_server("keys of several slots are a round trip to each node")
     def test_many_cost_as_much_as_one(self, make: Make, table: Table) -> None:
         table.rows |= {n: {"id": n} for n in range(500)}
         cache = make(load_many=table.load_many)
@@ -417,10 +416,10 @@ class TestOneLoader:
             import time
             from concurrent.futures import ThreadPoolExecutor
 
+            import labkit
             from labkit.cache import CacheAside
-            from labkit.rig.client import client
 
-            r = client(url)
+            r = labkit.connect(url, quiet=True)
 
             def load(key: str) -> Any:
                 r.incr("loads")
@@ -442,8 +441,8 @@ class TestOneLoader:
 
     def test_a_loader_that_was_killed_blocks_for_its_lease(self, server: Server, r: Any, make: Make) -> None:
         code = (
-            "import sys, time; from labkit.cache import CacheAside; from labkit.rig.client import client\n"
-            "CacheAside(client(sys.argv[1]), lambda key: time.sleep(60), 'k', ttl=9, lease=1).get('a')"
+            "import sys, time, labkit; from labkit.cache import CacheAside; r = labkit.connect(sys.argv[1])\n"
+            "CacheAside(r, lambda key: time.sleep(60), 'k', ttl=9, lease=1).get('a')"
         )
         child = subprocess.Popen([sys.executable, "-c", code, server.url])
         until(lambda: r.exists("k:{a}:lease"))
@@ -569,7 +568,7 @@ class TestOneLoader:
             until(lambda: table.asked)
             token = r.get(cache.lease_key("b"))
             time.sleep(1.6)
-            assert r.mget(cache.lease_key("a"), cache.lease_key("b")) == [token, token]
+            assert [r.get(cache.lease_key(key)) for key in "ab"] == [token, token]
             table.gate.set()
             assert set(slow.result(30)) == {"a", "b"}
         assert r.exists(cache.key("a"), cache.key("b")) == 2
@@ -721,6 +720,7 @@ class TestWithoutRedis:
             assert [cache.get("b"), cache.get("b")] == [[1, 2]] * 2
             assert table.asked[-2:] == ["nobody", "b"]
 
+    @pytest.mark.single_server("redis-py's cluster client connects, and so fails, when it is made")
     def test_never_there_and_a_refused_password(self, table: Table, server: Server) -> None:
         for url in ("redis://127.0.0.1:1/0", server.url.replace("://:", "://:wrong")):
             cache = CacheAside(redis.Redis.from_url(url), table.load, "x", ttl=60)
@@ -858,6 +858,7 @@ class TestWithoutRedis:
                     busy.result(30)
             assert cache.stats.errors >= 1
 
+    @pytest.mark.single_server("about the pool of redis.Redis")
     def test_a_pool_that_is_exhausted(self, server: Server, r: redis.Redis, table: Table) -> None:
         with server.client(max_connections=1) as small:
             cache = CacheAside(small, table.load, "x", ttl=60, timeout=20)
@@ -886,6 +887,7 @@ def _busy(r: Any) -> bool:
 
 
 class TestClient:
+    @pytest.mark.single_server("about the pool of redis.Redis")
     def test_a_plain_client_is_replaced_by_one_that_is_patient_for_the_timeout(self, r: redis.Redis) -> None:
         cache = CacheAside(r, str, "x", ttl=1)
         kwargs = cache.r.connection_pool.connection_kwargs
@@ -896,6 +898,7 @@ class TestClient:
             assert kwargs.get(name) == r.connection_pool.connection_kwargs.get(name)
         assert r.connection_pool.connection_kwargs["socket_timeout"] == 10
 
+    @pytest.mark.single_server("about the pool of redis.Redis")
     def test_its_connections_are_closed_with_it(self, r: redis.Redis) -> None:
         cache = CacheAside(r, str, "x", ttl=1)
 
@@ -911,6 +914,7 @@ class TestClient:
         gc.collect()
         closed(second)
 
+    @pytest.mark.single_server("about subclasses of redis.Redis")
     def test_others_are_used_as_they_are(self, server: Server, r: redis.Redis) -> None:
         class Mine(redis.Redis):
             pass
@@ -920,6 +924,7 @@ class TestClient:
             assert WriteThrough(mine, Rows(), "x", ttl=1).r is mine
         assert CacheAside(r, str, "x", ttl=1, timeout=None).r is r
 
+    @pytest.mark.single_server("about the pool of redis.Redis")
     def test_a_blocking_pool_stays_one(self, server: Server, r: redis.Redis, table: Table) -> None:
         pool = redis.BlockingConnectionPool.from_url(server.url, max_connections=2)
         cache = CacheAside(redis.Redis(connection_pool=pool), table.load, "x", ttl=60, timeout=20)
@@ -1301,7 +1306,9 @@ class TestWriteThrough:
 
     def test_round_trips(self, r: redis.Redis) -> None:
         cache = WriteThrough(r, Rows(a={"version": 1}, b={"version": 1}), "w", ttl=60, timeout=20)
-        cache.get("a")
+        for warm in (cache.get, cache.save, cache.forget):
+            warm("b")  # loads the scripts
+        r.flushall()
         for call, trips in ((cache.get, 2), (cache.get, 1), (cache.save, 1), (cache.forget, 1)):
             with tap(cache.r) as said:
                 call("b")

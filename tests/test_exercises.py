@@ -17,6 +17,8 @@ from labkit.teach.exercises import Exercise, Verdict, Wrong, load, stems
 
 EXERCISES = [exercise for stem in stems() for exercise in load(stem)]
 WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
+WRONG_NAMES = [f"{one.stem}::{one.name}-{wrong.violates} ({wrong.why})" for one, wrong in WRONG]
+"""What stands before the last "::" is what xdist keeps together: so each chapter may go to another process."""
 
 HOSTILE = {
     "raises": ("raise ValueError('on purpose')", "raises"),
@@ -26,12 +28,8 @@ HOSTILE = {
 }
 
 
-def _name(value: Any) -> str:
-    if isinstance(value, Exercise):
-        return f"{value.stem}.{value.name}"
-    if isinstance(value, Wrong):
-        return value.violates + (f" ({value.why})" if value.why else "")
-    return str(value)
+def _name(exercise: Exercise) -> str:
+    return f"{exercise.stem}.{exercise.name}"
 
 
 def _hostile(exercise: Exercise, body: str) -> Any:
@@ -71,7 +69,7 @@ def test_reference_is_accepted(exercise: Exercise) -> None:
 
 
 @pytest.mark.usefixtures("_readers_own")
-@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=_name)
+@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=WRONG_NAMES)
 def test_wrong_answer_is_rejected_for_the_stated_reason(exercise: Exercise, wrong: Wrong) -> None:
     verdict = check.grade(exercise, exercise.build(wrong.source))
     assert (verdict.state, verdict.property) == ("incorrect", wrong.violates), str(verdict)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from redis import exceptions
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
-from servers import on_each as on_each
+from servers import everywhere as everywhere
 
 from labkit.leaderboard import MOST, TICKS, Leaderboard, Place, WindowedLeaderboard
 from labkit.rig.processes import processes
@@ -539,11 +539,10 @@ class TestRaces:
 
 def test_processes_that_score_at_once(r: redis.Redis, server: Server, board: Leaderboard) -> None:
     def play(url: str, name: str, times: int) -> Generator[None, None, list[int]]:
-        import redis
-
+        import labkit
         from labkit.leaderboard import Leaderboard
 
-        board = Leaderboard(redis.Redis.from_url(url), name)
+        board = Leaderboard(labkit.connect(url, quiet=True), name)
         board.add("warm", 1)
         yield
         return [board.increment(member, 3) for _ in range(times) for member in ("ada", "bob")]

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from redis import exceptions
 from redis.cluster import RedisCluster
 from redis.crc import key_slot
-from servers import on_each as on_each
+from servers import everywhere as everywhere
 from servers import until
 
 import labkit.session

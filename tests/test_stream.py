@@ -43,20 +43,20 @@ Make = Callable[..., Consumer]
 
 
 def count(entry: Entry, effects: Any) -> None:
-    effects.hincrby("applied", str(entry.event["n"]), 1)
+    effects.hincrby("{s}:applied", str(entry.event["n"]), 1)
 
 
 @pytest.fixture
 def make(r: redis.Redis, path: Path) -> Make:
     def make(handler: Any = count, name: str = "a", **options: Any) -> Consumer:
-        return Consumer(r, "s", "g", name, handler, **{"block": 0.02, "newer": path.newer, **options})
+        return Consumer(r, "{s}", "g", name, handler, **{"block": 0.02, "newer": path.newer, **options})
 
     return make
 
 
 @pytest.fixture
 def producer(r: redis.Redis, path: Path) -> Producer:
-    return Producer(r, "s", newer=path.newer)
+    return Producer(r, "{s}", newer=path.newer)
 
 
 def numbers(n: int) -> Iterator[dict[str, int]]:
@@ -68,7 +68,7 @@ def once(n: int) -> dict[str, str]:
 
 
 def fail(entry: Entry, effects: Any) -> None:
-    effects.incr("never")
+    effects.incr("{s}:never")
     raise LookupError(f"no {entry.event['n']}")
 
 
@@ -80,90 +80,91 @@ class TestProducer:
     def test_events_are_json_by_field_and_ids_rise(self, r: redis.Redis, producer: Producer) -> None:
         first = producer.add({"name": "ü", "list": [1, None], "n": 1.5})
         second = producer.add({"n": 2}, key="k")
-        assert r.xrange("s") == [
+        assert r.xrange("{s}") == [
             (first, {"name": '"\\u00fc"', "list": "[1,null]", "n": "1.5"}),
             (second, {"n": "2", "@key": "k"}),
         ]
-        assert r.ttl("s") == -1
+        assert r.ttl("{s}") == -1
 
     def test_many_in_order_in_pipelines(self, r: redis.Redis, producer: Producer) -> None:
         producer.add({"n": -1})
         with tap(r) as said:
             ids = producer.add_many(numbers(2500))
         assert said.round_trips == 3
-        assert r.xlen("s") == 2501 and len(set(ids)) == 2500
-        assert r.xrange("s", ids[1234], ids[1234]) == [(ids[1234], {"n": "1234"})]
+        assert r.xlen("{s}") == 2501 and len(set(ids)) == 2500
+        assert r.xrange("{s}", ids[1234], ids[1234]) == [(ids[1234], {"n": "1234"})]
         assert producer.add_many([]) == []
 
     def test_bounded(self, r: redis.Redis, path: Path) -> None:
-        Producer(r, "exact", maxlen=100, exact=True).add_many(numbers(2050))
-        assert r.xlen("exact") == 100
-        Producer(r, "roughly", maxlen=100).add_many(numbers(2050))
-        assert 100 <= r.xlen("roughly") < 200
+        Producer(r, "{exact}", maxlen=100, exact=True).add_many(numbers(2050))
+        assert r.xlen("{exact}") == 100
+        Producer(r, "{roughly}", maxlen=100).add_many(numbers(2050))
+        assert 100 <= r.xlen("{roughly}") < 200
 
     def test_trim_keeps_what_any_group_needs(self, r: redis.Redis, producer: Producer, make: Make) -> None:
         assert (producer.trim(), producer.backlog()) == (0, 0)
         ids = producer.add_many(numbers(1000))
         assert (producer.trim(), producer.backlog()) == (0, 1000)
         make(batch=600).poll()
-        slow = Consumer(r, "s", "slow", "a", fail, batch=300, block=0)
+        slow = Consumer(r, "{s}", "slow", "a", fail, batch=300, block=0)
         slow.poll()
         assert producer.backlog() == 1000
         assert producer.trim() == 0
-        r.xack("s", "slow", *ids[:250])
+        r.xack("{s}", "slow", *ids[:250])
         assert producer.backlog() == 750
         assert 150 <= producer.trim() <= 250
-        assert r.xrange("s", ids[250], ids[250])
+        assert r.xrange("{s}", ids[250], ids[250])
         assert producer.trim() == 0
         for _ in range(2):
             slow.poll()
-        r.xack("s", "slow", *ids)
+        r.xack("{s}", "slow", *ids)
         assert 599 - 250 - 100 <= producer.trim() <= 599 - 100
-        assert r.xrange("s", ids[599], ids[599])
+        assert r.xrange("{s}", ids[599], ids[599])
 
+    @pytest.mark.single_server("loses an answer on the way, by a proxy before one server")
     def test_a_name_adds_once_although_the_answer_was_lost(self, r: redis.Redis, path: Path) -> None:
         newer = path.newer is None and supports(r, "XADD", "IDMP")
         with Proxy(r) as link, link.client() as far:
-            named = Producer(far, "s", name="shop", newer=path.newer)
+            named = Producer(far, "{s}", name="shop", newer=path.newer)
             named.add({"n": 0})
             named.add({"n": 1})
-        assert r.xlen("s") >= 2
-        key = fields_of(r, "s")[0].get("@key")
+        assert r.xlen("{s}") >= 2
+        key = fields_of(r, "{s}")[0].get("@key")
         assert (key is None) == newer
 
     def test_a_name_and_a_key_is_one_entry_where_the_server_compares(
         self, r: redis.Redis, path: Path
     ) -> None:
         newer = path.newer is None and supports(r, "XADD", "IDMP")
-        named = Producer(r, "s", name="shop", newer=path.newer)
+        named = Producer(r, "{s}", name="shop", newer=path.newer)
         ids = {named.add({"n": 1}, key="k") for _ in range(3)}
-        assert len(ids) == r.xlen("s") == (1 if newer else 3)
+        assert len(ids) == r.xlen("{s}") == (1 if newer else 3)
         named.add({"n": 1}, key="other")
-        Producer(r, "s", name="second shop", newer=path.newer).add({"n": 1}, key="k")
-        assert r.xlen("s") == (3 if newer else 5)
+        Producer(r, "{s}", name="second shop", newer=path.newer).add({"n": 1}, key="k")
+        assert r.xlen("{s}") == (3 if newer else 5)
 
     def test_misuse(self, t: redis.Redis) -> None:
-        producer = Producer(t, "s")
+        producer = Producer(t, "{s}")
         for event, error in (({}, ValueError), ([], TypeError), ({"@key": 1}, ValueError)):
             with pytest.raises(error):
                 producer.add(event)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="not JSON compliant"):
             producer.add({"n": float("nan")})
         with pytest.raises(ValueError, match="maxlen is 0; it must be from 1"):
-            Producer(t, "s", maxlen=0)
+            Producer(t, "{s}", maxlen=0)
         with pytest.raises(TypeError, match="maxlen is '5'"):
-            Producer(t, "s", maxlen="5")  # type: ignore[arg-type]
+            Producer(t, "{s}", maxlen="5")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="name is ''"):
-            Producer(t, "s", name="")
+            Producer(t, "{s}", name="")
         with pytest.raises(TypeError, match="key is ''"):
             producer.add({"n": 1}, key="")
         with pytest.raises(TypeError, match="Pipeline is no client"):
-            Producer(t.pipeline(), "s")
-        t.set("text", "x")
-        for do in (Producer(t, "text").backlog, Producer(t, "text").trim):
+            Producer(t.pipeline(), "{s}")
+        t.set("{s}:text", "x")
+        for do in (Producer(t, "{s}:text").backlog, Producer(t, "{s}:text").trim):
             with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
                 do()
-        assert not t.exists("s")
+        assert not t.exists("{s}")
 
 
 class TestConsumer:
@@ -172,19 +173,19 @@ class TestConsumer:
 
         def handle(entry: Entry, effects: Any) -> None:
             seen.append(entry)
-            effects.hincrby("applied", entry.event["n"], 1).rpush("order", entry.id)
+            effects.hincrby("{s}:applied", entry.event["n"], 1).rpush("{s}:order", entry.id)
             assert len(effects) == 2
-            assert not r.exists("applied")  # nothing runs before the acknowledgement
+            assert not r.exists("{s}:applied")  # nothing runs before the acknowledgement
 
         consumer = make(handle)
         assert consumer.lag() == Lag(3, 0, None)
         assert consumer.poll() == 3
         assert seen == [Entry(id, {"n": n}, id, 1) for n, id in enumerate(ids)]
-        assert r.hgetall("applied") == once(3) and r.lrange("order", 0, -1) == ids
+        assert r.hgetall("{s}:applied") == once(3) and r.lrange("{s}:order", 0, -1) == ids
         assert consumer.lag() == Lag(0, 0, None)
         assert consumer.report == Report(handled=3, applied=3)
         assert consumer.poll() == 0
-        assert sorted(r.keys()) == ["applied", "order", "s"]
+        assert sorted(r.keys()) == ["{s}", "{s}:applied", "{s}:order"]
 
     def test_a_batch_is_two_round_trips(self, r: redis.Redis, make: Make, producer: Producer) -> None:
         producer.add_many(numbers(400))
@@ -200,9 +201,9 @@ class TestConsumer:
         while one.poll() + two.poll():
             pass
         assert (one.report.applied, two.report.applied) == (20, 20)
-        other = Consumer(r, "s", "other", "a", count, block=0)
+        other = Consumer(r, "{s}", "other", "a", count, block=0)
         assert other.poll() == 40
-        assert set(r.hvals("applied")) == {"2"}
+        assert set(r.hvals("{s}:applied")) == {"2"}
 
     def test_start_at_the_end(self, make: Make, producer: Producer) -> None:
         producer.add({"n": 0})
@@ -224,7 +225,7 @@ class TestConsumer:
         consumer = make(handle, idle=0.05)
         assert consumer.run(until_idle=True).reclaimed == 250
         assert [entry.id for entry in seen] == ids and {entry.deliveries for entry in seen} == {2}
-        assert r.hgetall("applied") == once(250)
+        assert r.hgetall("{s}:applied") == once(250)
 
     def test_what_is_in_hands_is_left_there(self, make: Make, producer: Producer) -> None:
         producer.add_many(numbers(3))
@@ -247,7 +248,7 @@ class TestConsumer:
 
         consumer = make(slow)
         consumer.poll()
-        assert r.hgetall("applied") == once(3)
+        assert r.hgetall("{s}:applied") == once(3)
         assert (consumer.report.skipped, other.report.applied) == (3, 3)
 
     def test_two_entries_with_one_key_count_once_in_each_group(
@@ -258,22 +259,22 @@ class TestConsumer:
         consumer = make(remember=100)
         assert consumer.poll() == 3
         assert consumer.report == Report(handled=3, applied=1, skipped=2)
-        assert r.hgetall("applied") == once(1)
-        assert consumer.done_key("order-1") == "s:done:g:order-1"
-        assert 50 < r.ttl("s:done:g:order-1") <= 100
-        Consumer(r, "s", "other", "a", count, block=0).poll()
-        assert r.hgetall("applied") == {"0": "2"}
-        r.delete("s:done:g:order-1")
+        assert r.hgetall("{s}:applied") == once(1)
+        assert consumer.done_key("order-1") == "{s}:done:g:order-1"
+        assert 50 < r.ttl("{s}:done:g:order-1") <= 100
+        Consumer(r, "{s}", "other", "a", count, block=0).poll()
+        assert r.hgetall("{s}:applied") == {"0": "2"}
+        r.delete("{s}:done:g:order-1")
         producer.add({"n": 7}, key="order-1")
         consumer.poll()
-        assert r.hget("applied", "7") == "1"
+        assert r.hget("{s}:applied", "7") == "1"
 
     def test_long_work_is_settled_on_the_way(self, r: redis.Redis, make: Make, producer: Producer) -> None:
         producer.add_many(numbers(3))
         applied = []
 
         def handle(entry: Entry, effects: Any) -> None:
-            applied.append(r.hlen("applied"))
+            applied.append(r.hlen("{s}:applied"))
             count(entry, effects)
             time.sleep(0.11)
 
@@ -285,10 +286,10 @@ class TestConsumer:
         for protocol, legacy in ((2, True), (2, False), (3, True), (3, False)):
             group = f"{protocol}{legacy}"
             with server.client(decode_responses=False, protocol=protocol, legacy_responses=legacy) as raw:
-                dead = Consumer(raw, "s", group, "dead", count, batch=2, newer=path.newer)
+                dead = Consumer(raw, "{s}", group, "dead", count, batch=2, newer=path.newer)
                 dead._with_group(dead._receive)
                 consumer = Consumer(
-                    raw, "s", group, "a", count, idle=0.03, block=0.02, deliveries=2, newer=path.newer
+                    raw, "{s}", group, "a", count, idle=0.03, block=0.02, deliveries=2, newer=path.newer
                 )
                 report = consumer.run(until_idle=True)
                 assert (report.applied, report.reclaimed) == (5, 2)
@@ -299,15 +300,15 @@ class TestConsumer:
     ) -> None:
         producer.add_many(numbers(5))
         consumer = make(delete=True, batch=3)
-        other = Consumer(r, "s", "other", "a", count, block=0, delete=True, newer=consumer._newer)
+        other = Consumer(r, "{s}", "other", "a", count, block=0, delete=True, newer=consumer._newer)
         assert other.lag().waiting == 5
         consumer.poll()
         newer = consumer._newer is None and supports(r, "XDELEX")
-        assert r.xlen("s") == (5 if newer else 2)
+        assert r.xlen("{s}") == (5 if newer else 2)
         assert other.poll() == (5 if newer else 2)
-        assert r.xlen("s") == (2 if newer else 0)
+        assert r.xlen("{s}") == (2 if newer else 0)
         consumer.poll()
-        assert r.xlen("s") == 0
+        assert r.xlen("{s}") == 0
 
     def test_lag_is_counted_where_the_server_does_not_know_it(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -315,8 +316,8 @@ class TestConsumer:
         ids = producer.add_many(numbers(12_000))
         consumer = make(batch=10)
         consumer.poll()
-        r.xdel("s", ids[500])
-        assert r.xinfo_groups("s")[0]["lag"] is None
+        r.xdel("{s}", ids[500])
+        assert r.xinfo_groups("{s}")[0]["lag"] is None
         assert consumer.lag() == Lag(11_989, 0, None)
         assert producer.backlog() == 11_999  # an upper bound
 
@@ -326,10 +327,10 @@ class TestConsumer:
         producer.add_many(numbers(1000))
         consumer = make(batch=10)
         consumer.poll()
-        r.xtrim("s", maxlen=100, approximate=False)
+        r.xtrim("{s}", maxlen=100, approximate=False)
         assert (consumer.lag().waiting, producer.backlog()) == (100, 100)
         assert consumer.run(until_idle=True).applied == 100
-        assert sorted(map(int, r.hkeys("applied"))) == [*range(10), *range(900, 1000)]
+        assert sorted(map(int, r.hkeys("{s}:applied"))) == [*range(10), *range(900, 1000)]
         assert consumer.report.trimmed == 0
 
     def test_a_group_that_began_in_the_middle(self, make: Make, producer: Producer) -> None:
@@ -342,11 +343,11 @@ class TestConsumer:
         ids = producer.add_many(numbers(5))
         holder = make(name="holder")
         held = holder._with_group(holder._receive)
-        r.xtrim("s", minid=ids[3], approximate=False)
+        r.xtrim("{s}", minid=ids[3], approximate=False)
         consumer = make(idle=0.03)
         report = consumer.run(until_idle=True)
         assert (report.applied, report.trimmed, report.reclaimed) == (2, 3, 2)
-        assert len(held) == 5 and r.hkeys("applied") == ["3", "4"]
+        assert len(held) == 5 and r.hkeys("{s}:applied") == ["3", "4"]
 
     def test_a_group_that_vanished_is_created_again_and_reported(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -354,7 +355,7 @@ class TestConsumer:
         producer.add({"n": 0})
         consumer = make()
         consumer.poll()
-        for lose in (("DEL", "s"), ("XGROUP DESTROY", "s", "g")):
+        for lose in (("DEL", "{s}"), ("XGROUP DESTROY", "{s}", "g")):
             r.execute_command(*lose)
             assert consumer.poll() + consumer.poll() <= 1
             assert isinstance(consumer.errors[-1], GroupLost)
@@ -362,7 +363,7 @@ class TestConsumer:
             producer.add({"n": 1})
             assert consumer.poll() == 1
             assert not consumer.errors
-        r.delete("s")
+        r.delete("{s}")
         assert consumer.lag() == Lag(0, 0, None)
 
     def test_tidy_removes_names_without_pending(self, r: redis.Redis, make: Make, producer: Producer) -> None:
@@ -373,8 +374,8 @@ class TestConsumer:
         consumer = make()
         consumer.poll()
         assert consumer.tidy() == 0
-        until(lambda: consumer.tidy(0.005) * 0 + len(r.xinfo_consumers("s", "g")) == 1)
-        assert [one["name"] for one in r.xinfo_consumers("s", "g")] == ["holder"]
+        until(lambda: consumer.tidy(0.005) * 0 + len(r.xinfo_consumers("{s}", "g")) == 1)
+        assert [one["name"] for one in r.xinfo_consumers("{s}", "g")] == ["holder"]
         assert consumer.lag().pending == 1
 
 
@@ -398,13 +399,13 @@ class TestPoison:
             "n": "1", "text": '"x"', "@key": "k", "@id": id, "@group": "g", "@deliveries": "3",
             "@error": "no 1", "@type": "LookupError",
         }  # fmt: skip
-        assert not r.exists("never", consumer.done_key("k"))
+        assert not r.exists("{s}:never", consumer.done_key("k"))
         error = consumer.errors[-1]
         assert isinstance(error, HandlerFailed) and isinstance(error.__cause__, LookupError)
         assert str(error) == f"entry {id}, delivery 3: LookupError: no 1"
         again = make()  # a person has corrected the handler
-        r.execute_command("XADD", "s", "*", *chain(*letter.items()))
-        assert again.poll() == 1 and r.hgetall("applied") == {"1": "1"}
+        r.execute_command("XADD", "{s}", "*", *chain(*letter.items()))
+        assert again.poll() == 1 and r.hgetall("{s}:applied") == {"1": "1"}
 
     def test_others_go_on(self, r: redis.Redis, make: Make, producer: Producer) -> None:
         producer.add_many(numbers(10))
@@ -416,7 +417,7 @@ class TestPoison:
 
         consumer = make(handle, idle=60)
         assert consumer.poll() == 9
-        assert r.hlen("applied") == 9
+        assert r.hlen("{s}:applied") == 9
         assert consumer.lag()[:2] == (0, 1)
 
     def test_what_killed_its_consumers_goes_there_unhandled(
@@ -429,16 +430,16 @@ class TestPoison:
         consumer = make(fail, deliveries=2, idle=0.02)
         report = consumer.run(until_idle=True)
         assert report == Report(dead=1, reclaimed=1)
-        assert fields_of(r, "s:dead")[0]["@type"] == "Crashed"
+        assert fields_of(r, "{s}:dead")[0]["@type"] == "Crashed"
 
     def test_what_is_no_event_goes_there_at_once(self, r: redis.Redis, make: Make) -> None:
         make().poll()
-        r.execute_command("XADD", "s", "*", "n", b"\xff")
+        r.execute_command("XADD", "{s}", "*", "n", b"\xff")
         for text in ("no json", "[" * 100_000, "NaN", "1"):
-            r.xadd("s", {"n": text})
+            r.xadd("{s}", {"n": text})
         consumer = make()
         assert consumer.poll() == 5
-        assert r.hgetall("applied") == {"1": "1"} and r.xlen("s:dead") == 4
+        assert r.hgetall("{s}:applied") == {"1": "1"} and r.xlen("{s}:dead") == 4
 
     def test_what_was_read_together_with_it_is_not_put_aside(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -455,8 +456,8 @@ class TestPoison:
         for _ in range(6):
             with suppress(Killed):
                 make(handle, idle=0, deliveries=5).poll()
-        assert r.hgetall("applied") == {n: "1" for n in once(10) if n != "4"}
-        [letter] = fields_of(r, "s:dead")
+        assert r.hgetall("{s}:applied") == {n: "1" for n in once(10) if n != "4"}
+        [letter] = fields_of(r, "{s}:dead")
         assert (letter["n"], letter["@type"], letter["@deliveries"]) == ("4", "Crashed", "6")
 
     def test_what_slow_workers_have_not_begun_is_not_put_aside(
@@ -474,8 +475,8 @@ class TestPoison:
             worker.handler = handle
         producer.add_many(numbers(20))
         crew.pop().poll()
-        assert [letter["n"] for letter in fields_of(r, "s:dead")] == ["0"], "three have begun it"
-        assert r.hgetall("applied") == {n: "1" for n in once(20) if n != "0"}
+        assert [letter["n"] for letter in fields_of(r, "{s}:dead")] == ["0"], "three have begun it"
+        assert r.hgetall("{s}:applied") == {n: "1" for n in once(20) if n != "0"}
 
     def test_an_event_of_thousands_of_fields_is_kept_whole(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -485,28 +486,30 @@ class TestPoison:
         consumer = make(lambda entry, effects: fail(entry, effects) if "n" not in entry.event else None)
         consumer.deliveries = 1
         assert consumer.poll() == 2 and consumer.lag() == Lag(0, 0, None)
-        [letter] = fields_of(r, "s:dead")
+        [letter] = fields_of(r, "{s}:dead")
         assert len(json.loads(letter["@fields"])) == 9000 and letter["@type"] == "KeyError"
 
     def test_a_refused_effect_is_not_tried_again(
         self, r: redis.Redis, make: Make, producer: Producer
     ) -> None:
-        r.set("text", "x")
+        r.set("{s}:text", "x")
         producer.add_many(numbers(3))
 
         def handle(entry: Entry, effects: Any) -> None:
             count(entry, effects)
             if entry.event["n"] == 1:
-                effects.lpush("text", 1).incr("never")
+                effects.lpush("{s}:text", 1).incr("{s}:never")
 
         consumer = make(handle)
         assert consumer.poll() == 3
         assert consumer.report == Report(handled=3, applied=2, dead=1)
-        assert r.hgetall("applied") == once(3) and not r.exists("never")
+        assert r.hgetall("{s}:applied") == once(3) and not r.exists("{s}:never")
         producer.add({"n": 1}, key="again")
         producer.add({"n": 1}, key="again")
-        assert consumer.poll() == 2 and r.hget("applied", "1") == "2", "what is sent twice is not tried twice"
-        assert "WRONGTYPE" in fields_of(r, "s:dead")[0]["@error"] and "WRONGTYPE" in str(consumer.errors[0])
+        assert consumer.poll() == 2 and r.hget("{s}:applied", "1") == "2", (
+            "what is sent twice is not tried twice"
+        )
+        assert "WRONGTYPE" in fields_of(r, "{s}:dead")[0]["@error"] and "WRONGTYPE" in str(consumer.errors[0])
         assert consumer.lag() == Lag(0, 0, None)
 
     @pytest.mark.parametrize("effect", [("EVAL", "return 1", 0), ("NOSUCH",), ("GET",), ("BLPOP", "x", 0)])
@@ -518,8 +521,8 @@ class TestPoison:
 
         consumer = make(handle)
         consumer.poll()
-        assert r.hgetall("applied") == {"1": "1"}
-        assert r.xlen("s:dead") == 1 or effect[0] == "BLPOP"  # which newer servers run, without waiting
+        assert r.hgetall("{s}:applied") == {"1": "1"}
+        assert r.xlen("{s}:dead") == 1 or effect[0] == "BLPOP"  # which newer servers run, without waiting
 
     def test_effects_of_any_form(self, r: redis.Redis, make: Make, producer: Producer) -> None:
         producer.add({"n": 1})
@@ -550,7 +553,7 @@ class TestPoison:
 
         producer.add({"n": "\ud800"})
         assert make(handle, deliveries=1).poll() == 1
-        assert fields_of(r, "s:dead")[0]["@error"] == r"\ud800"
+        assert fields_of(r, "{s}:dead")[0]["@error"] == r"\ud800"
 
     def test_a_user_who_may_not_do_all_of_it_does_nothing(
         self, r: redis.Redis, server: Server, make: Make, producer: Producer
@@ -566,28 +569,28 @@ class TestPoison:
                 commands=[f"-{refused}"],
             )
             with server.client(username="worker", password="x") as shy:
-                consumer = Consumer(shy, "s", "g", "a", count, block=0, newer=make()._newer)
+                consumer = Consumer(shy, "{s}", "g", "a", count, block=0, newer=make()._newer)
                 consumer._created = False
                 with pytest.raises(exceptions.ResponseError, match=f"(?i)no permission for {refused}"):
                     consumer.poll()
-            assert r.xpending("s", "g")["pending"] == 1 and not r.exists("applied")
-            r.xgroup_destroy("s", "g")
+            assert r.xpending("{s}", "g")["pending"] == 1 and not r.exists("{s}:applied")
+            r.xgroup_destroy("{s}", "g")
         r.acl_deluser("worker")
 
     def test_keys_of_two_groups_are_two(self, r: redis.Redis, producer: Producer) -> None:
         producer.add({"n": 1}, key="17")
         producer.add({"n": 2}, key="eu:17")
         for group in ("mail:eu", "mail"):
-            consumer = Consumer(r, "s", group, "a", count, block=0)
+            consumer = Consumer(r, "{s}", group, "a", count, block=0)
             assert consumer.poll() == 2 and consumer.report.applied == 2
 
     def test_dead_letters_are_bounded(self, t: redis.Redis) -> None:
-        Producer(t, "s").add_many(numbers(11_000))
-        consumer = Consumer(t, "s", "g", "a", fail, deliveries=1, block=0, batch=1000)
+        Producer(t, "{s}").add_many(numbers(11_000))
+        consumer = Consumer(t, "{s}", "g", "a", fail, deliveries=1, block=0, batch=1000)
         while consumer.poll():
             pass
         assert consumer.report.dead == 11_000
-        assert 10_000 <= t.xlen("s:dead") <= 10_200
+        assert 10_000 <= t.xlen("{s}:dead") <= 10_200
 
 
 class TestRunning:
@@ -612,7 +615,7 @@ class TestRunning:
 
         consumer = make(handle, idle=600)
         assert consumer.run().applied == 4
-        assert r.hgetall("applied") == once(4)
+        assert r.hgetall("{s}:applied") == once(4)
         seen = list[int]()
         other = make(lambda entry, effects: seen.append(entry.deliveries), name="b", idle=600)
         other.stop()  # nothing runs that could be stopped
@@ -629,9 +632,9 @@ class TestRunning:
             consumer.stop()
 
         with server.client(**options) as other:
-            consumer = Consumer(other, "s", "g", "a", handle, block=0, idle=600, newer=path.newer)
+            consumer = Consumer(other, "{s}", "g", "a", handle, block=0, idle=600, newer=path.newer)
             assert consumer.run().applied == 1
-        assert [entry["times_delivered"] for entry in r.xpending_range("s", "g", "-", "+", 10)] == [0, 0]
+        assert [entry["times_delivered"] for entry in r.xpending_range("{s}", "g", "-", "+", 10)] == [0, 0]
 
     def test_what_others_have_taken_over_is_not_handed_back(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -645,16 +648,17 @@ class TestRunning:
 
         consumer = make(handle, idle=600)
         consumer.run()
-        held = r.xpending_range("s", "g", "-", "+", 10)
+        held = r.xpending_range("{s}", "g", "-", "+", 10)
         assert [(entry["consumer"], entry["times_delivered"]) for entry in held] == [("b", 2)] * 2
 
+    @pytest.mark.single_server("redis-py's cluster client connects, and so fails, when it is made")
     def test_a_wrong_password_is_no_outage(self, server: Server) -> None:
         with server.client(username="stranger") as stranger:
-            consumer = Consumer(stranger, "s", "g", "a", count)
+            consumer = Consumer(stranger, "{s}", "g", "a", count)
             with pytest.raises(exceptions.AuthenticationError):
                 consumer.run()
             with pytest.raises(exceptions.AuthenticationError):
-                Producer(stranger, "s", name="p").add({"n": 1})
+                Producer(stranger, "{s}", name="p").add({"n": 1})
 
     def test_a_stream_that_is_deleted_while_it_waits(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -663,10 +667,10 @@ class TestRunning:
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(consumer.run)
             until(lambda: r.info("clients")["blocked_clients"] == 1)
-            r.delete("s")
-            until(lambda: r.exists("s"))
+            r.delete("{s}")
+            until(lambda: r.exists("{s}"))
             producer.add({"n": 1})
-            until(lambda: r.exists("applied"))
+            until(lambda: r.exists("{s}:applied"))
             consumer.stop()
             assert running.result(20).applied == 1
         assert isinstance(consumer.errors[0], GroupLost)
@@ -677,7 +681,7 @@ class TestRunning:
         producer.add_many(numbers(5))
         dead = make(name="dead")
         dead._with_group(dead._receive)
-        r.xtrim("s", maxlen=0)
+        r.xtrim("{s}", maxlen=0)
         consumer = make(idle=0.01)
 
         def round_after_round() -> bool:
@@ -694,7 +698,7 @@ class TestRunning:
         for patience in (0.05, 0.3):
             with server.client(socket_timeout=patience) as hasty:
                 consumer = Consumer(
-                    hasty, "s", f"{patience}", "a", count, start="$", block=5, newer=path.newer
+                    hasty, "{s}", f"{patience}", "a", count, start="$", block=5, newer=path.newer
                 )
                 start = time.monotonic()
                 assert [consumer.poll() for _ in range(3)] == [0] * 3
@@ -713,43 +717,43 @@ class TestRunning:
     def test_a_server_that_has_lost_its_memory(self) -> None:
         with Server() as server, server.client(socket_timeout=1) as r:
             r.set("x", 1)
-            consumer = Consumer(r, "s", "g", "a", count, block=0.05, idle=60)
-            Producer(r, "s").add({"n": 1})
+            consumer = Consumer(r, "{s}", "g", "a", count, block=0.05, idle=60)
+            Producer(r, "{s}").add({"n": 1})
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(consumer.run)
-                until(lambda: r.hgetall("applied") == {"1": "1"})
+                until(lambda: r.hgetall("{s}:applied") == {"1": "1"})
                 server.kill()
                 until(lambda: any(isinstance(error, exceptions.ConnectionError) for error in consumer.errors))
                 server.start()
-                Producer(r, "s").add({"n": 2})
-                until(lambda: r.hgetall("applied") == {"2": "1"})
+                Producer(r, "{s}").add({"n": 2})
+                until(lambda: r.hgetall("{s}:applied") == {"2": "1"})
                 consumer.stop()
                 assert running.result(20).applied == 2
             assert any(isinstance(error, GroupLost) for error in consumer.errors)
 
     def test_dead_letters_that_are_no_stream(self, t: redis.Redis) -> None:
-        Producer(t, "s").add({"n": 1})
-        t.set("s:dead", "text")
-        consumer = Consumer(t, "s", "g", "a", count)
+        Producer(t, "{s}").add({"n": 1})
+        t.set("{s}:dead", "text")
+        consumer = Consumer(t, "{s}", "g", "a", count)
         with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
             consumer.run()
-        assert consumer.lag().pending == 1 and not t.exists("applied")
+        assert consumer.lag().pending == 1 and not t.exists("{s}:applied")
 
     def test_a_server_that_is_full(self) -> None:
         with Server() as server, server.client() as r:
-            Producer(r, "s").add_many(numbers(3))
-            consumer = Consumer(r, "s", "g", "a", count, block=0)
+            Producer(r, "{s}").add_many(numbers(3))
+            consumer = Consumer(r, "{s}", "g", "a", count, block=0)
             consumer.lag()
             server.config["maxmemory"] = "1"
             with pytest.raises(exceptions.OutOfMemoryError):
-                Producer(r, "s").add({"n": 4})
-            assert consumer.poll() == 3 and r.hgetall("applied") == once(3)
+                Producer(r, "{s}").add({"n": 4})
+            assert consumer.poll() == 3 and r.hgetall("{s}:applied") == once(3)
 
     def test_without_blocking_it_does_not_spin(self, t: redis.Redis) -> None:
-        consumer = Consumer(t, "s", "g", "a", count, block=0)
+        consumer = Consumer(t, "{s}", "g", "a", count, block=0)
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(consumer.run)
-            until(lambda: t.exists("s"))
+            until(lambda: t.exists("{s}"))
             begin, before = time.monotonic(), t.info("stats")["total_commands_processed"]
             time.sleep(0.2)
             asked = t.info("stats")["total_commands_processed"] - before
@@ -758,9 +762,9 @@ class TestRunning:
             running.result(20)
 
     def test_other_errors_are_raised(self, t: redis.Redis) -> None:
-        t.set("s", "text")
+        t.set("{s}", "text")
         with pytest.raises(exceptions.ResponseError, match="WRONGTYPE"):
-            Consumer(t, "s", "g", "a", count).run()
+            Consumer(t, "{s}", "g", "a", count).run()
 
     def test_an_interrupt_goes_through_and_nothing_was_settled(
         self, r: redis.Redis, make: Make, producer: Producer
@@ -774,15 +778,16 @@ class TestRunning:
 
         with pytest.raises(KeyboardInterrupt):
             make(handle).run()
-        assert not r.exists("applied")
+        assert not r.exists("{s}:applied")
         assert make(idle=0.02).run(until_idle=True).applied == 3
-        assert r.hgetall("applied") == once(3)
+        assert r.hgetall("{s}:applied") == once(3)
 
     def test_a_flushed_script_cache_is_survived(self, r: redis.Redis, make: Make, producer: Producer) -> None:
         producer.add({"n": 1})
         r.script_flush()
         assert make().poll() == 1
 
+    @pytest.mark.single_server("redis-py's cluster client itself needs COMMAND")
     def test_a_server_that_will_not_say_is_taken_for_an_older_one(self, server: Server, path: Path) -> None:
         with server.client() as admin:
             admin.acl_setuser(
@@ -862,15 +867,15 @@ class TestRunning:
         ):
             wrong: dict[str, Any] = options
             with pytest.raises(ValueError, match=message):
-                Consumer(t, "s", "g", "a", count, **wrong)
-        with pytest.raises(ValueError, match="dead is 's', the stream itself"):
-            Consumer(t, "s", "g", "a", count, dead="s")
+                Consumer(t, "{s}", "g", "a", count, **wrong)
+        with pytest.raises(ValueError, match="dead is '{s}', the stream itself"):
+            Consumer(t, "{s}", "g", "a", count, dead="{s}")
         for args, message in (
             ((t, "", "g", "a", count), "stream is ''"),
-            ((t, "s", "", "a", count), "group is ''"),
-            ((t, "s", "g", None, count), "name is None"),
-            ((t, "s", "g", "a", None), "handler is None"),
-            ((None, "s", "g", "a", count), "NoneType is no client"),
+            ((t, "{s}", "", "a", count), "group is ''"),
+            ((t, "{s}", "g", None, count), "name is None"),
+            ((t, "{s}", "g", "a", None), "handler is None"),
+            ((None, "{s}", "g", "a", count), "NoneType is no client"),
         ):
             with pytest.raises(TypeError, match=message):
                 Consumer(*args)
@@ -892,12 +897,12 @@ class TestRaces:
                 "deliveries": 9 if handler is count else 1,
                 "newer": False,
             }
-            return Consumer(r, "s", "g", name, handler, **options)
+            return Consumer(r, "{s}", "g", name, handler, **options)
 
         def setup(r: Any) -> None:
-            r.xgroup_create("s", "g", "0", mkstream=True)
+            r.xgroup_create("{s}", "g", "0", mkstream=True)
             for n in range(entries):
-                r.xadd("s", {"n": n, **({"@key": "k"} if same_key else {})}, id=f"{n + 1}-0")
+                r.xadd("{s}", {"n": n, **({"@key": "k"} if same_key else {})}, id=f"{n + 1}-0")
 
         def worker(name: str) -> Callable[[Any], None]:
             def work(redis: Any) -> None:
@@ -917,11 +922,11 @@ class TestRaces:
             while survivor.poll():
                 pass
             if handler is count:
-                assert r.hgetall("applied") == ({"0": "1"} if same_key else once(entries)), r.hgetall(
-                    "applied"
+                assert r.hgetall("{s}:applied") == ({"0": "1"} if same_key else once(entries)), r.hgetall(
+                    "{s}:applied"
                 )
             else:
-                assert sorted(fields["@id"] for fields in fields_of(r, "s:dead")) == ["1-0", "2-0"]
+                assert sorted(fields["@id"] for fields in fields_of(r, "{s}:dead")) == ["1-0", "2-0"]
             assert survivor.lag() == Lag(0, 0, None)
 
         return explore([worker(name) for name in "ab"], setup=setup, invariant=invariant, **options)
@@ -945,18 +950,20 @@ class TestRaces:
         """So the explorer would see it."""
 
         def naive(redis: Any) -> None:
-            found = redis.xreadgroup("g", "a", {"s": ">"}) or {"s": redis.xautoclaim("s", "g", "a", 0)[1]}
-            for id, fields in found["s"]:
-                redis.hincrby("applied", fields["n"], 1)
-                redis.xack("s", "g", id)
+            found = redis.xreadgroup("g", "a", {"{s}": ">"}) or {
+                "{s}": redis.xautoclaim("{s}", "g", "a", 0)[1]
+            }
+            for id, fields in found["{s}"]:
+                redis.hincrby("{s}:applied", fields["n"], 1)
+                redis.xack("{s}", "g", id)
 
         def setup(r: Any) -> None:
-            r.xgroup_create("s", "g", "0", mkstream=True)
-            r.xadd("s", {"n": 0}, id="1-0")
+            r.xgroup_create("{s}", "g", "0", mkstream=True)
+            r.xadd("{s}", {"n": 0}, id="1-0")
 
         def invariant(r: Any) -> None:
             naive(r)
-            assert r.hgetall("applied") == once(1)
+            assert r.hgetall("{s}:applied") == once(1)
 
         for faults in ((), (crash,)):
             assert explore([naive, naive], setup=setup, invariant=invariant, faults=faults).violations
@@ -964,16 +971,16 @@ class TestRaces:
 
     def test_a_producer_that_asks_again_with_its_key(self) -> None:
         def add(redis: Any) -> None:
-            producer = Producer(redis, "s", newer=False)
+            producer = Producer(redis, "{s}", newer=False)
             try:
                 producer.add({"n": 0}, key="k")
             except exceptions.TimeoutError:
                 producer.add({"n": 0}, key="k")
 
         def invariant(r: Any) -> None:
-            consumer = Consumer(r, "s", "g", "a", count, block=0, newer=False)
+            consumer = Consumer(r, "{s}", "g", "a", count, block=0, newer=False)
             consumer.poll()
-            assert r.hgetall("applied") == once(1)
+            assert r.hgetall("{s}:applied") == once(1)
 
         explore([add, add], invariant=invariant, faults=[lose_reply]).assert_safe()
 
@@ -981,15 +988,15 @@ class TestRaces:
     @pytest.mark.parametrize("newer", [True, False])
     def test_a_named_producer_asks_again_by_itself(self, newer: bool) -> None:
         def add(redis: Any) -> None:
-            producer = Producer(redis, "s", name="shop", newer=newer)
+            producer = Producer(redis, "{s}", name="shop", newer=newer)
             producer.add({"n": 0}, key="k")
             producer.add_many([{"n": 1}, {"n": 2}])
 
         def invariant(r: Any) -> None:
             if newer:
-                assert r.xlen("s") == 3
-            Consumer(r, "s", "g", "a", count, block=0, newer=False).poll()
-            assert r.hgetall("applied") == once(3)
+                assert r.xlen("{s}") == 3
+            Consumer(r, "{s}", "g", "a", count, block=0, newer=False).poll()
+            assert r.hgetall("{s}:applied") == once(3)
 
         with Server(binary=NEWER) as server:
             explore([add], invariant=invariant, faults=[lose_reply], server=server).assert_safe()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import redis
 from redis.backoff import ConstantBackoff, FullJitterBackoff, NoBackoff
@@ -128,6 +128,11 @@ class ClusterClient(RedisCluster):
     for the keys of each script in a pipeline, and twice for those of each XREADGROUP: here they are read off.
     And DBSIZE and KEYS tell of the whole cluster, not of one node of it.
     """
+
+    COMMAND_FLAGS: ClassVar[dict[str, str]] = {  # type: ignore[misc]
+        **RedisCluster.COMMAND_FLAGS,
+        "COMMAND DOCS": RedisCluster.RANDOM,
+    }
 
     def _execute_command(self, target_node: Any, *args: Any, **options: Any) -> Any:
         _sending.now = True

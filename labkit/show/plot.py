@@ -1142,7 +1142,7 @@ def runs(
 ) -> Axes:
     """One measure of several runs: a row for each group, a ring for each stored run, a line at their median.
 
-    `live` are runs of now: filled. Where five or more are equal, "10×" says how many lie on top of each other.
+    `live` are runs of now: filled. Where five or more are equal, "10×" says how many lie there.
     """
     ax = new_axes(ax, title=title, height=0.2 + 0.075 * len(groups))
     far = max(max(values) for values in (*groups.values(), *(live or {}).values()) if len(values))
