@@ -868,7 +868,7 @@ class TestRunning:
             wrong: dict[str, Any] = options
             with pytest.raises(ValueError, match=message):
                 Consumer(t, "{s}", "g", "a", count, **wrong)
-        with pytest.raises(ValueError, match="dead is '{s}', the stream itself"):
+        with pytest.raises(ValueError, match=r"dead is '{s}', the stream itself"):
             Consumer(t, "{s}", "g", "a", count, dead="{s}")
         for args, message in (
             ((t, "", "g", "a", count), "stream is ''"),
