@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -166,6 +167,18 @@ def test_the_default_password_is_that_of_the_compose_file() -> None:
     compose = (Path(__file__).parents[1] / "docker-compose.yml").read_text()
     assert f"${{REDIS_PASSWORD:-{connection.DEFAULT_PASSWORD}}}" in compose
     assert f"127.0.0.1:{6390}:6379" in compose
+
+
+def test_the_compose_file_has_the_cluster_that_it_names() -> None:
+    root = Path(__file__).parents[1]
+    compose, readme = (root / "docker-compose.yml").read_text(), (root / "README.md").read_text()
+    ports = re.findall(r"<<: \*node, command: \[\"(\d+)\"\]", compose)
+    assert len(ports) == 6
+    assert f'"127.0.0.1:{ports[0]}-{ports[-1]}:{ports[0]}-{ports[-1]}"' in compose
+    created = re.search(r"--cluster create ([\d.:\s\\]+)", compose)
+    assert created and re.findall(r"127\.0\.0\.1:(\d+)", created[1]) == ports
+    for text in (compose, readme):
+        assert f"REDIS_URL=redis+cluster://:{connection.DEFAULT_PASSWORD}@127.0.0.1:{ports[0]}" in text
 
 
 def test_the_password_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
