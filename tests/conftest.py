@@ -38,8 +38,8 @@ if not os.environ.get("LABKIT_THOROUGH"):  # else as many as hypothesis takes by
     settings.load_profile("suite")
 
 LONGEST = [
-    "test_exercises.py",
     "test_browser.py",
+    "test_exercises.py",
     "11_cluster.ipynb",
     "test_widgets.py",
     "test_exercises_session.py",
@@ -50,6 +50,7 @@ LONGEST = [
     "test_cache.py",
     "test_database.py",
     "test_chapters_postgres.py",
+    "test_chapters_cluster.py",
     "test_lock.py",
 ]
 """These begin first, so that in the end no process works alone on one of them; longest first."""

@@ -17,8 +17,6 @@ from labkit.teach.exercises import Exercise, Verdict, Wrong, load, stems
 
 EXERCISES = [exercise for stem in stems() for exercise in load(stem)]
 WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
-WRONG_NAMES = [f"{one.stem}::{one.name}-{wrong.violates} ({wrong.why})" for one, wrong in WRONG]
-"""What stands before the last "::" is what xdist keeps together: so each chapter may go to another process."""
 
 HOSTILE = {
     "raises": ("raise ValueError('on purpose')", "raises"),
@@ -30,6 +28,12 @@ HOSTILE = {
 
 def _name(exercise: Exercise) -> str:
     return f"{exercise.stem}.{exercise.name}"
+
+
+def _name_of_wrong(exercise: Exercise, wrong: Wrong) -> str:
+    """With "::" behind the chapter: xdist keeps together what is alike up to there, and spreads the rest."""
+    why = f" ({wrong.why})" if wrong.why else ""
+    return f"{exercise.stem}::{exercise.name}-{wrong.violates}{why}"
 
 
 def _hostile(exercise: Exercise, body: str) -> Any:
@@ -69,7 +73,7 @@ def test_reference_is_accepted(exercise: Exercise) -> None:
 
 
 @pytest.mark.usefixtures("_readers_own")
-@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=WRONG_NAMES)
+@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=[_name_of_wrong(*one) for one in WRONG])
 def test_wrong_answer_is_rejected_for_the_stated_reason(exercise: Exercise, wrong: Wrong) -> None:
     verdict = check.grade(exercise, exercise.build(wrong.source))
     assert (verdict.state, verdict.property) == ("incorrect", wrong.violates), str(verdict)

@@ -17,7 +17,7 @@ def test_every_primary_is_kept_busy_and_counted() -> None:
         assert sum(calls) == found.commands > 0
         assert min(calls) > 0
         assert list(found.cpu) == ["A", "B"] and min(found.cpu.values()) > 0
-        assert found.seconds > 0.19
+        assert found.seconds > 0.1, "half of what was asked for, were one process late"
         assert not any(node.client().dbsize() for node in cluster.nodes)
 
 
