@@ -112,8 +112,9 @@ def publish(r: Any, channel: str, event: Any, *, sharded: bool = False) -> int:
     """Send `event` as JSON to all who listen to `channel` now. How many they were; one round trip.
 
     The number counts subscriptions at the server that was asked (one that listens twice counts twice). In a
-    cluster that is one node of several, though all nodes pass the message on: 0 does not mean that nobody has
-    it. It says that the message was put into their buffers, not that anybody has read it.
+    cluster that is the node that has the channel's slot, where `subscribe` listens if it can, but for a
+    pattern; all nodes pass the message on, so 0 does not mean that nobody has it. The number says that the
+    message was put into their buffers, not that anybody has read it.
 
     `sharded` (SPUBLISH) goes to the node that has the channel's slot, and only to who subscribed sharded.
     Raises TypeError or ValueError for what is no JSON (NaN is not), and the client's own errors. After a
@@ -186,8 +187,9 @@ class Subscription:
     the end of what had arrived. Give long work to a queue.
 
     A forked child has no listener: there `alive` is False, and `close()` leaves the parent's alone.
-    In a cluster, a channel is heard at any node, a sharded one at the node of its slot; both are looked up
-    anew after a failure.
+    In a cluster, a channel is heard at the node of its slot, where redis-py publishes it, or, if that one is
+    away, at any; a pattern at any; a sharded channel at the node of its slot only. All are looked up anew
+    after a failure. A message of the last moments before `subscribe` may arrive, by way of another node.
     """
 
     def __init__(self, listener: _Listener) -> None:
@@ -305,10 +307,11 @@ class _Listener:
             self.thread.join(min(left, 0.05))
         return True
 
-    def _pool(self) -> Any:
+    def _pool(self, anywhere: bool) -> Any:
         if not hasattr(self._r, "nodes_manager"):
             return self._r.connection_pool
-        node = self._r.get_node_from_key(self.pattern) if self._sharded else self._r.get_random_node()
+        anywhere = not self._sharded and (anywhere or self._command == "PSUBSCRIBE")
+        node = self._r.get_random_node() if anywhere else self._r.get_node_from_key(self.pattern)
         return self._r.get_redis_connection(node).connection_pool
 
     def _open(self) -> None:
@@ -320,10 +323,10 @@ class _Listener:
                 raise
             self._disconnect()
             self._r.nodes_manager.initialize()
-            self._subscribe()
+            self._subscribe(anywhere=True)
 
-    def _subscribe(self) -> None:
-        pool = self._pool()
+    def _subscribe(self, anywhere: bool = False) -> None:
+        pool = self._pool(anywhere)
         options = {**pool.connection_kwargs, "retry": Retry(NoBackoff(), 0), "retry_on_error": []}
         options |= {"decode_responses": False, "health_check_interval": 0, "retry_on_timeout": False}
         options |= {"maint_notifications_config": None}

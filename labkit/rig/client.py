@@ -108,13 +108,13 @@ def client(url: str, **options: Any) -> redis.Redis:
 REDIRECTED = (MovedError, AskError, TryAgainError)
 """With these a node says that it has *not* run the command: to send it once more, elsewhere, is safe."""
 
-_NUMBERED = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO"})
-_STREAMS = frozenset({"XREAD", "XREADGROUP"})
-
-_WHERE = {
-    **dict.fromkeys(("DBSIZE", "KEYS"), RedisCluster.PRIMARIES),
-    **dict.fromkeys(("COMMAND INFO", "COMMAND DOCS"), RedisCluster.DEFAULT_NODE),
+_NUMBERED = {
+    **dict.fromkeys(("EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO"), 2),
+    **dict.fromkeys(("ZUNIONSTORE", "ZINTERSTORE", "ZDIFFSTORE", "BLMPOP", "BZMPOP"), 2),
+    **dict.fromkeys(("ZUNION", "ZINTER", "ZDIFF", "ZINTERCARD", "SINTERCARD", "LMPOP", "ZMPOP"), 1),
 }
+"""The word that says how many keys follow it; what ends with STORE has one more before."""
+_STREAMS = frozenset({"XREAD", "XREADGROUP"})
 
 _sending = threading.local()
 
@@ -126,12 +126,14 @@ class ClusterClient(RedisCluster):
     issue 4015); sends commands of a pipeline again after an error of the connection; and gives up a
     transaction at the first MOVED, unless it may also be sent again after such an error. It also asks a node
     for the keys of each script in a pipeline, and twice for those of each XREADGROUP: here they are read off.
-    And DBSIZE and KEYS tell of the whole cluster, not of one node of it.
+    And DBSIZE, KEYS and PUBSUB tell of the whole cluster, not of one node of it.
     """
 
     COMMAND_FLAGS: ClassVar[dict[str, str]] = {  # type: ignore[misc]
         **RedisCluster.COMMAND_FLAGS,
-        "COMMAND DOCS": RedisCluster.RANDOM,
+        **dict.fromkeys(("DBSIZE", "KEYS"), RedisCluster.PRIMARIES),
+        **dict.fromkeys(("PUBSUB CHANNELS", "PUBSUB NUMSUB", "PUBSUB NUMPAT"), RedisCluster.ALL_NODES),
+        **dict.fromkeys(("COMMAND INFO", "COMMAND DOCS"), RedisCluster.DEFAULT_NODE),
     }
 
     def _execute_command(self, target_node: Any, *args: Any, **options: Any) -> Any:
@@ -155,8 +157,9 @@ class ClusterClient(RedisCluster):
 
     def _get_command_keys(self, *args: Any) -> Any:
         name = str(args[0]).upper()
-        if name in _NUMBERED and len(args) > 2:
-            return list(args[3 : 3 + int(args[2])])
+        if (count := _NUMBERED.get(name, len(args))) < len(args):
+            keys = args[count + 1 : count + 1 + int(args[count])]
+            return [args[1], *keys] if name.endswith("STORE") else list(keys)
         if name in _STREAMS:
             words = [str(word.decode(errors="replace") if isinstance(word, bytes) else word) for word in args]
             begin = 4 if words[1].upper() == "GROUP" else 1  # a group or a consumer may be called STREAMS
@@ -238,6 +241,4 @@ def cluster_client(url: str, **options: Any) -> RedisCluster:
     command asks who is there. MOVED and ASK are followed: a server that redirects a command has not run it.
     """
     wanted = {**settings(), "retry": Retry(NoBackoff(), 0), **options}
-    rc = ClusterClient.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
-    rc.command_flags.update(_WHERE)
-    return rc
+    return ClusterClient.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
