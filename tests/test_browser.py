@@ -77,7 +77,7 @@ widgets.Scheduler(found)
     "redlock": """
 from labkit.show import widgets
 
-panel = widgets.RedlockPanel()
+panel = widgets.RedlockPanel(ttl=60)  # longer than the test takes on a busy machine
 panel
 """,
     "sessions": """

@@ -439,10 +439,25 @@ def test_nobody_is_asked_where_the_keys_of_a_command_are(rc: Any) -> None:
             for tag in TAGS:
                 pipe.execute_command("EVAL", script, 1, tag)
             assert pipe.execute() == [1] * 40
-    assert len(said.commands) == 43 and said.round_trips == 6, "one for each node"
-    assert {exchange.command[0] for exchange in said.commands} == {"EVAL", "XREADGROUP", "XREAD"}
+        assert rc.zunionstore("{s}z", ["{s}x", "{s}y"]) == 0 and rc.zunion(["{s}x", "{s}y"]) == []
+        assert rc.sintercard(2, ["{s}x", "{s}y"]) == 0
+    assert len(said.commands) == 46 and said.round_trips == 9, "the pipeline takes one for each node"
+    assert not {exchange.command[0] for exchange in said.commands} & {"COMMAND", "COMMAND GETKEYS"}
     with pytest.raises(redis.exceptions.RedisClusterException, match="same key slot"):
         rc.xread({"a": "0", "b": "0"})
+
+
+def test_what_is_asked_about_all_is_answered_for_all(rc: Any) -> None:
+    for tag in TAGS:
+        rc.set(tag, 1)
+    assert rc.dbsize() == 40 and sorted(rc.keys()) == sorted(TAGS)
+    with contextlib.ExitStack() as stack:
+        for tag in TAGS[:10]:
+            listener = stack.enter_context(rc.pubsub())
+            listener.subscribe(tag)
+            until(lambda listener=listener: listener.get_message())  # type: ignore[misc]
+        assert sorted(rc.pubsub_channels()) == sorted(TAGS[:10])
+        assert dict(rc.pubsub_numsub(*TAGS[:11])) == {**dict.fromkeys(TAGS[:10], 1), TAGS[10]: 0}
 
 
 def test_pipelines_report_the_first_error_and_keep_the_order(rc: Any) -> None:
