@@ -13,6 +13,7 @@ from labkit.teach import check, lab
 from labkit.teach.exercises import Verdict, load
 from labkit.teach.exercises.cluster import credit
 from labkit.teach.exercises.cluster.grading import cluster_down, hurried, moved
+from labkit.teach.exercises.cluster.read_many import BY_NODE
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("cluster")}
@@ -36,21 +37,6 @@ _WATCH = """with rc.pipeline(transaction=True) as pipe:
                 return pipe.execute()[1]
         except redis.WatchError:
             continue"""
-
-_BY_NODE = """
-def read_many(rc, keys):
-    keys, by_node, found = list(keys), {}, {}
-    for key in keys:
-        node = rc.get_node_from_key(key)
-        by_node.setdefault(node.name, (node, []))[1].append(key)
-    for node, its in by_node.values():
-        with rc.get_redis_connection(node).pipeline(transaction=False) as pipe:
-            for key in its:
-                pipe.get(key)
-            for key, reply in zip(its, pipe.execute(raise_on_error=False)):
-                found[key] = rc.get(key) if isinstance(reply, Exception) else reply
-    return [found[key] for key in keys]
-"""
 
 
 def _of(*changes: tuple[str, str], source: str = _KEYS) -> str:
@@ -86,7 +72,14 @@ def read_many(rc, keys):
             found.update(zip(its, values))
     return [found[key] for key in keys]
 """,
-    "read_many: node after node, and a MOVED is asked again": _BY_NODE,
+    "read_many: node after node, and a MOVED is asked again": _of(
+        (
+            "found.update(zip(its, pipe.execute()))",
+            "for key, reply in zip(its, pipe.execute(raise_on_error=False)):\n"
+            "                found[key] = rc.get(key) if isinstance(reply, Exception) else reply",
+        ),
+        source=BY_NODE,
+    ),
     "read_many: a tuple": "def read_many(rc, keys):\n    return tuple(rc.mget_nonatomic(list(keys)))\n",
     "credit: WATCH, MULTI, EXEC": _of((_EVAL, _WATCH), source=_CREDIT),
     "credit: a script that is registered, and Retry": _of(

@@ -162,6 +162,19 @@ def test_nobody_refers_to_it_any_more() -> None:
     assert eventually(lambda: not alive(pid), 20)
 
 
+def test_a_line_that_it_prints_is_waited_for() -> None:
+    with spawn(count_for_ever, 7) as worker:
+        worker.await_said("9")
+        assert worker.said[:4] == ["prepared", "7", "8", "9"]
+        with pytest.raises(ProcessFailed, match=r"has not said 'never' after 0\.1 s"):
+            worker.await_said("never", seconds=0.1)
+
+
+def test_who_ends_without_the_line_is_told() -> None:
+    with spawn(add, 2, 3) as worker, pytest.raises(ProcessFailed, match="has ended, and never said 'six'"):
+        worker.await_said("six")
+
+
 ORPHAN = """
 import sys, time
 from labkit.rig.processes import spawn

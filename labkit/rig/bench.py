@@ -17,12 +17,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from labkit.rig.bar import bar
 from labkit.rig.processes import ProcessFailed, processes
+from labkit.rig.table import html, text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ class Run:
         return f"{self.name}: {calls} calls · p50 {p50} · p90 {p90} · p99 {p99} · p99.9 {p999} · {rate} ops/s"
 
     def _repr_html_(self) -> str:
-        return _html("", [(self.name, self)])
+        return html(_rows("", [(self.name, self)]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,21 +158,14 @@ class Sweep:
         return pd.DataFrame({self.name: self.values, "calls": calls, **times, "ops_per_second": rate})
 
     def __repr__(self) -> str:
-        rows = [[self.name, *COLUMNS], *([str(value), *run._row()] for value, run in self)]
-        first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows)
+        return text(_rows(self.name, list(self)))
 
     def _repr_html_(self) -> str:
-        return _html(self.name, list(self))
+        return html(_rows(self.name, list(self)))
 
 
-def _html(name: str, rows: Sequence[tuple[Any, Run]]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title in (name, *COLUMNS))
-    body = "".join(
-        f"<tr><th>{escape(str(value))}</th>{''.join(f'<td>{cell}</td>' for cell in run._row())}</tr>"
-        for value, run in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _rows(name: str, runs: Sequence[tuple[Any, Run]]) -> list[tuple[str, ...]]:
+    return [(name, *COLUMNS), *((str(value), *run._row()) for value, run in runs)]
 
 
 def measure(

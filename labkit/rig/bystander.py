@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -44,16 +43,8 @@ def watching(url: str) -> Iterator[Callable[[], list[Wait]]]:
     Raises labkit.rig.processes.ProcessFailed where the server does not answer at the start.
     """
     with spawn(_watch, url) as worker:
-        _await(worker)
+        worker.await_said("watching")
         yield lambda: _heard(worker)
-
-
-def _await(worker: Worker, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while "watching" not in worker.said:
-        if not worker.alive or time.monotonic() > deadline:
-            worker.result(0)  # raises what it died of
-        time.sleep(0.002)
 
 
 def _heard(worker: Worker) -> list[Wait]:

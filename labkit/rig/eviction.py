@@ -32,6 +32,7 @@ from redis.exceptions import RedisError, ResponseError
 from labkit.rig.bar import bar
 from labkit.rig.ideal import Key, ideal
 from labkit.rig.server import Server
+from labkit.rig.table import html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +121,7 @@ class Eviction:
             "evicted": f"{self.evicted:,}",
             "writes refused": f"{self.refused:,}",
         }
-        return _table(list(cells), [list(cells.values())])
+        return html([list(cells), list(cells.values())])
 
     @property
     def hit_ratio(self) -> float:
@@ -185,7 +186,7 @@ class Evictions:
             [traffic, rule, human_bytes(memory), "", f"{100 * ratio:.1f} %"]
             for traffic, rule, memory, ratio in self.bounds
         ]
-        return _table(["traffic", "policy", "memory for data", "keys", "hits"], rows + bounds)
+        return html([["traffic", "policy", "memory for data", "keys", "hits"], *rows, *bounds])
 
     def ratios(self, traffic: str | None = None) -> dict[str, dict[int, float]]:
         """For each policy, and then for each bound, the hit ratio by memory (bytes); of the first traffic."""
@@ -212,12 +213,6 @@ class Evictions:
         columns = ["traffic", "policy", "memory", "hit_ratio", "settled", "entries", "evicted", "refused"]
         frame = pd.DataFrame(rows, columns=columns)
         return frame.astype(dict.fromkeys(["entries", "evicted", "refused"], "Int64"))
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{title}</th>" for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def human_bytes(count: float) -> str:

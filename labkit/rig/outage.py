@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from labkit.rig import topology
 from labkit.rig.processes import spawn
 from labkit.rig.rangewriter import Plan, Report, keys
 from labkit.rig.server import ServerFailed
+from labkit.rig.table import html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,13 +103,7 @@ class Outage:
 
         return pd.DataFrame(
             [
-                (
-                    "yes" if one.hit else "",
-                    one.seconds,
-                    one.acknowledged,
-                    one.lost,
-                    ", ".join(f"{times}× {error}" for error, times in one.errors),
-                )
+                ("yes" if one.hit else "", one.seconds, one.acknowledged, one.lost, _told(one))
                 for one in self.ranges
             ],
             index=pd.Index([one.name for one in self.ranges], name="slots"),
@@ -118,20 +112,22 @@ class Outage:
 
     def _repr_html_(self) -> str:
         heads = ("slots", "primary killed", "without service", "acknowledged", "lost", "clients were told")
-        rows = [
-            (
-                one.name,
-                "yes" if one.hit else "",
-                f"{one.seconds:.2f} s",
-                f"{one.acknowledged:,}",
-                f"{one.lost:,}",
-                ", ".join(f"{times}× {error}" for error, times in one.errors),
-            )
-            for one in self.ranges
-        ]
-        head = "".join(f"<th>{text}</th>" for text in heads)
-        body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html([heads, *map(_cells, self.ranges)])
+
+
+def _cells(one: Range) -> tuple[str, ...]:
+    return (
+        one.name,
+        "yes" if one.hit else "",
+        f"{one.seconds:.2f} s",
+        f"{one.acknowledged:,}",
+        f"{one.lost:,}",
+        _told(one),
+    )
+
+
+def _told(one: Range) -> str:
+    return ", ".join(f"{times}× {error}" for error, times in one.errors)
 
 
 def outage(

@@ -183,6 +183,20 @@ class Worker:
         """The lines that it has printed so far."""
         return self._printed().decode(errors="replace").splitlines()
 
+    def await_said(self, line: str, seconds: float = 30) -> None:
+        """Wait until it has printed that line; ProcessFailed if it ends, or has not by then."""
+        deadline = time.monotonic() + seconds
+        while True:
+            alive = self.alive  # before it is looked at what it has said: the line may be its last
+            if line in self.said:
+                return
+            if not alive:
+                self.result(0)  # raises what it died of
+                raise ProcessFailed(f"the worker {self.name} has ended, and never said {line!r}")
+            if time.monotonic() > deadline:
+                raise ProcessFailed(f"the worker {self.name} has not said {line!r} after {seconds:g} s")
+            time.sleep(0.001)
+
     def _printed(self) -> bytes:
         file = self._child[1]
         return self._tail if file.closed else os.pread(file.fileno(), 1 << 30, 0)

@@ -30,7 +30,7 @@ def writing(url: str, clients: int, told: bool) -> Worker:
     `told`: it asks the server when some of its writes are on disk. Its result: Writer's `times` and `marks`.
     """
     writer = spawn(_write, url, clients, told)
-    _await(writer)
+    writer.await_said(READY)
     return writer
 
 
@@ -93,14 +93,6 @@ class Writer:
         self.marks.append((at, time.perf_counter() - at, len(self.times) - before))
         self._waiting.remove(waiting)
         connection.disconnect()
-
-
-def _await(writer: Worker, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while READY not in writer.said:
-        if not writer.alive or time.monotonic() > deadline:
-            writer.result(0)  # raises what it died of
-        time.sleep(0.001)
 
 
 def _write(url: str, clients: int, told: bool) -> Generator[None, None, Any]:

@@ -26,6 +26,20 @@ def read_many(rc, keys):
         return pipe.execute()
 '''
 
+BY_NODE = """
+def read_many(rc, keys):
+    keys, by_node, found = list(keys), {}, {}
+    for key in keys:
+        node = rc.get_node_from_key(key)
+        by_node.setdefault(node.name, (node, []))[1].append(key)
+    for node, its in by_node.values():
+        with rc.get_redis_connection(node).pipeline(transaction=False) as pipe:
+            for key in its:
+                pipe.get(key)
+            found.update(zip(its, pipe.execute()))
+    return [found[key] for key in keys]
+"""
+
 WRONG = (
     Wrong(
         "def read_many(rc, keys):\n    return [rc.get(key) for key in keys]\n", "round_trips", "a GET each"
@@ -109,37 +123,16 @@ def read_many(rc, keys):
         "None where nothing is asked for",
     ),
     Wrong(
-        """
-def read_many(rc, keys):
-    keys, by_node, found = list(keys), {}, {}
-    for key in keys:
-        node = rc.get_node_from_key(key)
-        by_node.setdefault(node.name, (node, []))[1].append(key)
-    for node, its in by_node.values():
-        with rc.get_redis_connection(node).pipeline(transaction=False) as pipe:
-            for key in its:
-                pipe.get(key)
-            found.update(zip(its, pipe.execute()))
-    return [found[key] for key in keys]
-""",
+        BY_NODE,
         "moved",
         "asks each node by itself, and nobody follows a MOVED",
     ),
     Wrong(
-        """
-def read_many(rc, keys):
-    keys, by_node, found = list(keys), {}, {}
-    for key in keys:
-        node = rc.get_node_from_key(key)
-        by_node.setdefault(node.name, (node, []))[1].append(key)
-    for node, its in by_node.values():
-        with rc.get_redis_connection(node).pipeline(transaction=False) as pipe:
-            for key in its:
-                pipe.get(key)
-            replies = pipe.execute(raise_on_error=False)
-            found.update((k, None if isinstance(v, Exception) else v) for k, v in zip(its, replies))
-    return [found[key] for key in keys]
-""",
+        BY_NODE.replace(
+            "found.update(zip(its, pipe.execute()))",
+            "replies = pipe.execute(raise_on_error=False)\n"
+            "            found.update((k, v if isinstance(v, str) else None) for k, v in zip(its, replies))",
+        ),
         "moved",
         "takes an error for a missing key",
     ),
