@@ -1,6 +1,5 @@
-"""The pattern chapters on a real cluster: every cell runs, and every claim holds.
+"""The pattern chapters on a real cluster print what is stored in them, which a single server printed.
 
-Printed values are not compared here: on a cluster a pipeline is one round trip to each node, not one in all.
 The suite takes three chapters; LABKIT_THOROUGH=1 takes all that are about a pattern.
 """
 
@@ -32,7 +31,7 @@ STEMS = PATTERNS if os.environ.get("LABKIT_THOROUGH") else FEW
 def run(stem: str, cluster: Cluster) -> subprocess.CompletedProcess[str]:
     """Once, and not again with its exercises solved: graders have a server of their own, here as anywhere."""
     chapter = str(ROOT / "notebooks" / f"{stem}.ipynb")
-    options = ["-n0", "-q", "-p", "no:cacheprovider", "--nbval-lax", "-k", "Cell"]
+    options = ["-n0", "-q", "-p", "no:cacheprovider", "-k", "Cell"]
     command = [sys.executable, "-m", "pytest", *options, chapter]
     environment = {**os.environ, "REDIS_URL": cluster.url}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
