@@ -196,7 +196,7 @@ for playground in [o for o in gc.get_objects() if isinstance(o, Playground)]:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is not to run on beside the tests of other files
 def browser() -> Iterator[Any]:
     reason, path = "no Chromium here: apt-get install chromium", find_browser()
     try:
@@ -211,7 +211,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """JupyterLab as `uv run jupyter lab` starts it, on a copy of the notebooks; gives its address."""
     folder = tmp_path_factory.mktemp("lab")
@@ -261,7 +261,7 @@ def await_answer(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     pytest.fail(log.read_text())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(browser: Any, lab: str) -> Iterator[Any]:
     """The one page of all tests, each of which opens its notebook in it: JupyterLab takes seconds to load."""
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
