@@ -339,15 +339,21 @@ class Cache:
 
     def _send(self, keys: Sequence[Key]) -> list[int]:
         answers: list[int] = []
-        for first in range(0, len(keys), BATCH):
-            batch = keys[first : first + BATCH]
-            self._wire.send_packed_command([b"".join(map(self._packed, batch))])
+        batches = [keys[first : first + BATCH] for first in range(0, len(keys), BATCH)]
+        packed = map(self._all_packed, batches)
+        words = next(packed, b"")
+        for batch in batches:
+            self._wire.send_packed_command([words])
+            words = next(packed, b"")  # while the server is at work on those before
             for _ in batch:
                 answer = self._wire.read_response()
                 if isinstance(answer, Exception):
                     raise answer
                 answers.append(answer)
         return answers
+
+    def _all_packed(self, keys: Sequence[Key]) -> bytes:
+        return b"".join(map(self._packed, keys))
 
     def _packed(self, key: Key) -> bytes:
         """One request, as RESP; redis-py would need as long for it as the server."""
@@ -430,9 +436,10 @@ def compare(
     memories: Sequence[int],
     *,
     bounds: Sequence[str] = (),
+    windows: int = 10,
     **options: Any,
 ) -> Evictions:
-    """`replay` of each traffic by each policy in each memory, each from an empty cache.
+    """`replay` of each traffic by each policy in each memory, each from an empty cache, in few `windows`.
 
     `bounds` are rules of `labkit.rig.ideal`, for a cache of as many keys as the fullest of that memory held.
     """
@@ -444,7 +451,7 @@ def compare(
             for memory in memories:
                 for policy in policies:
                     found[name, policy, memory] = replay(
-                        server, keys, policy=policy, memory=memory, **options
+                        server, keys, policy=policy, memory=memory, windows=windows, **options
                     )
                     progress.update()
                 room = max(found[name, policy, memory].entries for policy in policies)

@@ -990,9 +990,9 @@ def hits_over_time(
     """
     ax = new_axes(ax, title=title)
     frames = {name: one.df for name, one in replays.items()}
-    for name, frame in frames.items():
+    for n, (name, frame) in enumerate(frames.items()):
         color = GREY if name.startswith("before") else None
-        ax.plot(frame["at"], 100 * frame.hit_ratio, color=color, label=name)
+        ax.plot(frame["at"], 100 * frame.hit_ratio, color=color, label=name, zorder=3 - 0.01 * n)
     begin, spans = 0.0, list[list[float]]()
     for at, scan in frame[["at", "scan"]].itertuples(index=False):
         if spans and spans[-1][1:] == [begin, scan]:
