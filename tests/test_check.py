@@ -98,8 +98,9 @@ def test_what_the_answer_raises_is_shown_with_its_line() -> None:
         "\n    while True:\n        try: r.blpop(key, 0)\n        except: pass",
         "\n    while True:\n        try:\n            while True:\n                try: r.get(key)\n"
         "                except BaseException: continue\n        except: pass",
+        "\n    while True:\n        try: r.echo(10 ** 4000)\n        except: pass",
     ],
-    ids=["loop", "sleep", "socket", "swallowing", "swallowing twice"],
+    ids=["loop", "sleep", "socket", "swallowing", "swallowing twice", "a number is packed"],
 )
 def test_time_limit(body: str) -> None:
     began = time.monotonic()

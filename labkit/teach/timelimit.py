@@ -72,7 +72,7 @@ class _Alarm:
     def _ring(self, _: int, frame: FrameType | None) -> None:
         if frame is self.guard:  # the work is done or not begun: nothing to break off
             return
-        if frame is None or _in_finalizer(frame):  # an exception would be lost there
+        if frame is None or _untouchable(frame):
             signal.setitimer(signal.ITIMER_REAL, 0.001, KNOCK)
             return
         self.knocks += 1
@@ -86,7 +86,10 @@ def _unheard(*_: object) -> None:
     """What an alarm that comes too late does: nothing."""
 
 
-def _in_finalizer(frame: FrameType) -> bool:
+def _untouchable(frame: FrameType) -> bool:
+    """An exception would be lost in a finalizer; and hiredis 3 ends the process if writing a number fails."""
+    if frame.f_code.co_name == "pack" and frame.f_globals.get("__name__") == "redis.connection":
+        return True
     return any(inner.f_code.co_name == "__del__" for inner, _ in traceback.walk_stack(frame))
 
 
