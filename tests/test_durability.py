@@ -8,9 +8,11 @@ import sys
 from typing import Any
 
 import pytest
+import redis
 from servers import BINARIES
 from test_server import alive, eventually
 
+from labkit.rig import restarts
 from labkit.rig.connection import supports
 from labkit.rig.durability import Crash, Crashes, Mark, crash_test, crash_tests, fsync_cost, throughput
 from labkit.rig.restarts import WAYS, Restart, Restarts, restart_times
@@ -70,12 +72,12 @@ def test_with_everysec_the_disk_is_a_second_late_at_most_about() -> None:
     newest = max(FOUND, key=tells)
     if not tells(newest):
         pytest.skip("no server here tells what is on disk")
-    crash = crash_test("everysec", seconds=3, seed=1, binary=newest)
+    crash = crash_test("everysec", seconds=6, seed=1, binary=newest)
     assert crash.marks is not None
     on_disk = [mark for mark in crash.marks if mark.after is not None]
     assert len(on_disk) > 5
     assert crash.at_risk is not None and 0 < crash.at_risk < crash.acknowledged
-    assert crash.at_risk_seconds is not None and 0.3 < crash.at_risk_seconds < crash.seconds
+    assert crash.at_risk_seconds is not None and 0.3 < crash.at_risk_seconds < 2.5 < crash.seconds
 
 
 def test_several_connections_share_one_fsync() -> None:
@@ -85,7 +87,7 @@ def test_several_connections_share_one_fsync() -> None:
         if many.per_second > 2 * one.per_second:
             break
     assert many.per_second > 2 * one.per_second
-    assert many.acknowledged % 50 <= 49 and many.lost == 0
+    assert many.acknowledged > 50 and many.lost == 0
     assert many.extra <= 50
     assert many.at_risk in (0, None)
 
@@ -169,6 +171,30 @@ def test_restarts_from_each_kind_of_file(binary: str, monkeypatch: pytest.Monkey
     assert 1.9 * bare < commands  # and a log has every write that there was
     assert len(found.df) == 8
     assert set(found.series["RDB"][0]) == {10, 3_000}
+
+
+def test_a_log_whose_write_is_put_off_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, told, info = [7, 7], list[int](), redis.Redis.info
+
+    def putting_off(self: Any, section: str) -> Any:
+        found = {**info(self, section)}
+        found["aof_buffer_length"] = left.pop() if left else found["aof_buffer_length"]
+        told.append(found["aof_buffer_length"])
+        return found
+
+    monkeypatch.setattr(redis.Redis, "info", putting_off)
+    restart_times((10,), ways=["AOF, commands"], rounds=1)
+    assert told[:2] == [7, 7] and told[-1] == 0
+
+
+def test_a_server_that_comes_back_without_its_keys_is_no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfilled(server: Server, *_: Any) -> int:
+        server.kill()
+        return 1
+
+    monkeypatch.setattr(restarts, "_prepare", unfilled)
+    with pytest.raises(RuntimeError, match="RDB: 0 of 10 keys came back"):
+        restart_times((10,), ways=["RDB"], rounds=1)
 
 
 def test_restarts_are_compared_round_by_round() -> None:

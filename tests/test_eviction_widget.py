@@ -109,6 +109,18 @@ def test_controls_begin_anew_and_the_scan_goes_on(lab: EvictionLab, monkeypatch:
     assert lab.error is None
 
 
+def test_a_run_that_has_had_all_its_traffic_begins_anew(
+    lab: EvictionLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eviction, "MOST", 3)
+    lab.refresh()
+    for _ in range(2):
+        lab.go.click()
+        until(lambda: not lab._ticker.running)
+        assert lab.error is None
+        assert [asked for asked, _, _ in history(lab)] == [STEP] * 3
+
+
 def test_a_dead_server_is_said_and_the_next_press_has_another(
     lab: EvictionLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

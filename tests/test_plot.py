@@ -543,6 +543,12 @@ def test_hits_over_time_have_a_gap_where_only_a_scan_was() -> None:
     assert ax.get_xlim() == (0, 100)
 
 
+def test_hits_of_a_single_span_are_a_dot() -> None:
+    one = replace(LRU, history=LRU.history[:1])
+    ax = plot.hits_over_time({"before": LFU, "now": one}, title="A scan passes")
+    assert [line.get_marker() for line in ax.get_lines()] == ["None", "o"]
+
+
 def test_residents_have_a_colour_from_hot_to_cold_and_a_scan_is_black() -> None:
     ax = plot.residents({"LRU": LRU, "LFU": LFU}, title="Who is there", keys=100)
     with_scan, without = (np.asarray(image.get_array()) for image in ax.get_images())

@@ -168,6 +168,15 @@ def test_certificates_stand_up_to_a_strict_look(certs: Certificates, link: Proxy
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
 
+def test_keys_are_their_owners_only_where_others_could_read_older_ones(tmp_path: Path) -> None:
+    old = tmp_path / "server.key"
+    old.touch()
+    old.chmod(0o644)
+    made = certificates(tmp_path)
+    assert made.key == old
+    assert stat.S_IMODE(old.stat().st_mode) == 0o600
+
+
 # The link's faults, with TLS
 
 
@@ -316,7 +325,9 @@ def test_a_server_that_speaks_first_is_heard_after_the_handshake(
         with trusting.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False) as tls:
             assert tls.recv(100) == b"-ERR max number of clients reached\r\n"
             assert tls.recv(100) == b""  # a proper end: nobody has cut it
+            tls.unwrap()  # goodbye to you, too
     until(lambda: not link._link.pairs)
+    assert not link.refused
 
 
 def test_a_client_that_says_goodbye_has_all_answers(

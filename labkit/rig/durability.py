@@ -6,7 +6,9 @@
 
 Two kinds of crash, two answers. When the server's *process* is killed, what it has handed to the operating
 system stays there: Redis writes to the append-only file before it replies, whatever `appendfsync` says, so
-nothing is lost that was acknowledged. When the *machine* halts, what is not yet on disk is lost as well;
+nothing is lost that was acknowledged. There is one exception: with "everysec", while an fsync of a slow disk
+is still under way, Redis puts off the write (not the reply) for up to two seconds, and what it acknowledged
+meanwhile may be lost. When the *machine* halts, what is not yet on disk is lost as well;
 `appendfsync` says how much that may be. No program can crash its own machine to count it. But since 7.2 Redis
 tells when a write is on disk (WAITAOF), and so how much was not yet there.
 
@@ -238,7 +240,8 @@ def throughput(
 ) -> Sweep:
     """Writes under each policy, on servers of their own that take turns: a labkit.rig.bench.Sweep.
 
-    One call is one write of each of `clients` connections, all under way at once: `ops` counts them.
+    One call is one write of each of `clients` connections, all under way at once: `ops` counts them. "RDB
+    only" is a server between two snapshots: none is taken meanwhile, so nothing goes to disk.
     """
     with ExitStack() as stack:
         calls: dict[str | None, Callable[[], object]] = {}

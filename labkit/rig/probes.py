@@ -2,7 +2,7 @@
 
     probes = Probes(cluster.client, topology.shares(3), {node.port: node.name for node in cluster.nodes})
     probes.start()
-    probes.lanes()          # for each part of the slots who answered, and the gaps between
+    probes.seen()           # for each part of the slots who answered, and the gaps between
 
 Each part has a thread and a client of its own, so one that is not answered does not hold up the others.
 """
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from redis.crc import key_slot
@@ -115,6 +116,7 @@ class Probes:
         return rates
 
     def seen(self) -> tuple[tuple[Lane, ...], tuple[tuple[int, bool], ...]]:
+        """What befell each part; and the requests of the last half a second: slot, and whether answered."""
         now = time.monotonic()
         recent = [
             (slot, bool(name))
@@ -137,8 +139,7 @@ class _Part:
     def __init__(self, slots: range, ports: Mapping[int, str]) -> None:
         self.slots, self.ports, self.hot = slots, ports, False
         numbers = (f"load:{n}" for n in range(topology.SLOTS))
-        keys = [key for key in numbers if key_slot(key.encode()) in slots]
-        self.keys = keys[:400]
+        self.keys = list(islice((key for key in numbers if key_slot(key.encode()) in slots), 400))
         self.answers: deque[tuple[float, int, str]] = deque(maxlen=1000)
         self.spans: deque[tuple[str, float, float, float]] = deque()
         self.failing = False

@@ -136,7 +136,7 @@ def restart_times(
     be on disk is there, and started in turns with the others, `rounds` times. The files are in the operating
     system's cache: after a crash of the machine the disk's own speed comes on top.
 
-    Raises ValueError for a way that there is none of.
+    Raises ValueError for a way that there is none of, RuntimeError if a server is back without all its keys.
     """
     if unknown := [way for way in ways if way not in WAYS]:
         raise ValueError(f"ways has {unknown}; there are {', '.join(WAYS)}")
@@ -153,6 +153,7 @@ def restart_times(
                 start = time.perf_counter()
                 server.start(timeout=600)
                 taken[which].append(time.perf_counter() - start)
+                _check(server, *which)
                 server.kill()
     return Restarts(
         tuple(Restart(*which, on_disk[which], tuple(seconds)) for which, seconds in taken.items())
@@ -168,10 +169,24 @@ def _prepare(server: Server, way: str, keys: int, value: int, writes: int) -> in
             r.save()
         elif way != "AOF, commands":
             _rewrite(r)
+        if way != "RDB":
+            _await_log(r)
         folder = Path(r.config_get("dir")["dir"])
     server.kill()
     wanted = [folder / "dump.rdb"] if way == "RDB" else list((folder / "appendonlydir").iterdir())
     return sum(path.stat().st_size for path in wanted)
+
+
+def _check(server: Server, way: str, keys: int) -> None:
+    with server.client() as r:
+        if (found := r.dbsize()) != keys:
+            raise RuntimeError(f"{way}: {found:,} of {keys:,} keys came back")
+
+
+def _await_log(r: redis.Redis) -> None:
+    """Until the operating system has the whole log: a write is put off while an fsync is under way."""
+    while r.info("persistence")["aof_buffer_length"]:
+        time.sleep(0.005)
 
 
 def _rewrite(r: redis.Redis) -> None:

@@ -45,8 +45,10 @@ A busy machine of two cores may keep a process waiting for a few milliseconds al
 QUIET, AFTER = 0.03, 0.02
 """Seconds that are watched before and after the work."""
 
-LOGGED, HELD = 0.001, 1000
-"""While work runs, the server's slow log notes what takes so many seconds, and holds so many entries."""
+MICROSECONDS, HELD = 1000, 1000
+"""While work runs, the server's slow log notes what takes so long, and holds so many entries."""
+
+FROM = "slowlog-log-slower-than"
 
 Work = Callable[[Any], object]
 
@@ -275,8 +277,10 @@ class _SlowLog:
         return -1
 
     def slowest(self, last: int) -> Slowest | None:
-        """The longest of the entries since the one of that number."""
+        """The longest of the entries since the one of that number; None where it did not begin at 1 ms."""
         try:
+            if self._r.config_get(FROM)[FROM] != str(MICROSECONDS):  # a new server, or CONFIG was refused
+                return None
             since = [entry for entry in self._r.slowlog_get(HELD) if entry["id"] > last]
         except RedisError:
             return None
@@ -293,7 +297,7 @@ def _command(said: bytes | str) -> str:
 @contextlib.contextmanager
 def _noting(server: Any) -> Iterator[_SlowLog]:
     """Let the slow log begin at 1 ms and hold 1,000 entries; afterwards it is set as it was."""
-    wanted = {"slowlog-log-slower-than": int(LOGGED * 1e6), "slowlog-max-len": HELD}
+    wanted = {FROM: MICROSECONDS, "slowlog-max-len": HELD}
     with server.client(socket_timeout=1) as r:
         r.ping()
         before: dict[str, str] = {}

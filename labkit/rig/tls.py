@@ -160,6 +160,7 @@ def _alternative(name: str) -> x509.GeneralName:
 
 def _write(path: Path, thing: x509.Certificate | Key) -> None:
     pem = serialization.Encoding.PEM
+    path.unlink(missing_ok=True)  # it would keep its mode
     path.touch(mode=0o600)
     if isinstance(thing, x509.Certificate):
         path.write_bytes(thing.public_bytes(pem))
@@ -192,8 +193,8 @@ class Endpoint:
     """A server that is reached over TLS: `url` is rediss://…, and `way` says who terminates it.
 
     `server` has its plain port too, on the loopback device, for labkit itself; in production set `port 0`.
-    `link` is the proxy where there is one: its faults work under TLS as well, and its `refused` says who
-    did not get in, and why.
+    `link` is the proxy where there is one: its faults work under TLS as well, and its `refused` says why
+    clients did not get in.
     """
 
     way: str

@@ -73,6 +73,8 @@ class TlsEnd:
             return b"".join(parts), True
         except ssl.SSLWantReadError:
             self._say_early()
+        except ssl.SSLZeroReturnError:  # both have said goodbye
+            return b"".join(parts), True
         except ssl.SSLError as error:
             self._refuse(error)
         return b"".join(parts), False

@@ -28,7 +28,7 @@ PAGES, STEP, STEPS = 1000, 400, 24
 """So many pages there are, so many are asked for in one step, and so many steps a run has."""
 
 MOST = 240
-"""Steps of one run, at most, however often it is let go on."""
+"""Steps of one run, at most, however often it is let go on; after that it begins anew."""
 
 BEAT = 0.5
 """Seconds from one step to the next."""
@@ -186,7 +186,7 @@ class EvictionLab(Pressed):
             self._go_on()
 
     def _go_on(self) -> None:
-        if self.trial.now is None:
+        if self.trial.now is None or len(self.trial.now.history) >= MOST:
             self.start_again()
         self.trial.scan = self.scan.value
         self.left = max(self.left, STEPS)

@@ -992,7 +992,9 @@ def hits_over_time(
     frames = {name: one.df for name, one in replays.items()}
     for n, (name, frame) in enumerate(frames.items()):
         color = GREY if name.startswith("before") else None
-        ax.plot(frame["at"], 100 * frame.hit_ratio, color=color, label=name, zorder=3 - 0.01 * n)
+        marker = "o" if len(frame) == 1 else None  # one point has no line
+        look: dict[str, Any] = {"color": color, "marker": marker, "zorder": 3 - 0.01 * n}
+        ax.plot(frame["at"], 100 * frame.hit_ratio, label=name, **look)
     begin, spans = 0.0, list[list[float]]()
     for at, scan in frame[["at", "scan"]].itertuples(index=False):
         if spans and spans[-1][1:] == [begin, scan]:
@@ -1001,7 +1003,7 @@ def hits_over_time(
             spans.append([begin, at, scan])
         begin = at
     for n, (begin, at, scan) in enumerate(spans):
-        look: dict[str, Any] = {"color": VERMILLION, "alpha": 0.05 + 0.25 * scan, "linewidth": 0}
+        look = {"color": VERMILLION, "alpha": 0.05 + 0.25 * scan, "linewidth": 0}
         ax.axvspan(begin, at, label="" if n else "a scan", **look)
     far = max(last, *(int(frame["at"].max()) for frame in frames.values()))
     ax.set(xlabel="requests", ylabel="hit ratio (%)", ylim=(0, 100), xlim=(0, far))
