@@ -26,6 +26,7 @@ from labkit.rig.audit.report import NAMES, SEVERITIES, Audit, Finding, Node, Sam
 from labkit.rig.audit.sampling import sample
 from labkit.rig.audit.seen import Seen
 from labkit.rig.client import client
+from labkit.rig.topology import SLOTS
 
 __all__ = ["NAMES", "RIGHTS", "SEVERITIES", "Audit", "Finding", "Limits", "Sampled", "Unseen", "audit", "run"]
 
@@ -37,7 +38,7 @@ RIGHTS = (
 """What an ACL user needs that sees everything and changes nothing: `ACL SETUSER auditor on >… ` + these.
 
 From Redis 7.2 on `+client|setinfo`, too: redis-py sends it with every connection, and though it does without,
-each refusal is a line of the ACL LOG."""
+each refusal is a line of the ACL LOG. On a cluster `+command`, too: redis-py's client of one asks for it."""
 
 CHECKS = (replication, security, memory, persistence, keys, activity, clients)
 
@@ -54,7 +55,8 @@ def audit(r: Any, *, keys: int = 1000, seconds: float = 2.0, limits: Limits | No
     `seconds` have passed: at most 16 + 4 · keys / 250 SCANs, each followed by three commands for each new
     key, and by one more for each large one, in three round trips. For a thousand keys that is 99 round trips
     at most, as in a table that has lost nearly all its keys, and 15 as a rule. With more than 5,000 clients,
-    CLIENT LIST is left out; of the slow log, the last 128 entries are read.
+    or where INFO does not tell how many, CLIENT LIST is left out; of the slow log, the last 128 entries are
+    read.
 
     What is refused, by the rights of the user or by a managed service, stands in `unseen`, and the rest is
     done all the same. It leaves traces: its commands in commandstats, lookups in keyspace_hits, and a key's
@@ -80,7 +82,7 @@ def _primaries(r: RedisCluster) -> list[Any]:
     first: dict[str, int] = {}
     for slot, nodes in sorted(r.nodes_manager.slots_cache.items()):
         first.setdefault(nodes[0].name, slot)
-    return sorted(r.get_primaries(), key=lambda node: (first.get(node.name, len(first) + 20_000), node.name))
+    return sorted(r.get_primaries(), key=lambda node: (first.get(node.name, SLOTS), node.name))
 
 
 def _node_of(r: RedisCluster, node: Any, label: str, bounds: tuple[int, float, Limits]) -> Seen | Finding:

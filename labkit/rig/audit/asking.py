@@ -6,6 +6,7 @@ doing it), CLIENT INFO and LIST, SLOWLOG GET, COMMAND DOCS, CLUSTER INFO.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import redis
@@ -31,13 +32,13 @@ NEWER = (
     *("tls-port", "maxmemory-clients"),
     *("enable-debug-command", "enable-module-command", "enable-protected-configs"),
 )
-"""What only some servers have: tls-port is unknown to one that was built without TLS."""
+"""What only some servers have: older ones that were built without TLS do not know tls-port."""
 
 SLOWLOG = 128
 """So many entries of the slow log are read: as many as it holds by default."""
 
 CLIENTS = 5000
-"""With more clients connected, CLIENT LIST is not sent: its reply would take the server too long."""
+"""With more clients, or unknown how many, CLIENT LIST is not sent: its reply could take the server long."""
 
 USERS = 50
 """Of so many ACL users, the rights are asked for."""
@@ -115,6 +116,7 @@ def look(own: redis.Redis, node: str, limits: Limits) -> Seen:
         users=None if told["users"] is None else tuple(filter(None, map(_user, told["users"]))),
         without_password=_brings_no_password(own),
         tls=issubclass(own.connection_pool.connection_class, redis.SSLConnection),
+        default_nopass=any(map(_is_open_default, told["users"] or ())),
         unseen=unseen,
     )
     _note_gaps(seen)
@@ -135,11 +137,10 @@ def _note_gaps(seen: Seen) -> None:
 def _ask_further(own: redis.Redis, seen: Seen) -> None:
     """What depends on the first answers: clients, if they are not too many; documents; the cluster."""
     questions = {}
-    if (connected := seen.number("connected_clients") or 0) <= CLIENTS:
-        questions["clients"] = CLIENT_LIST
+    if too_many := _too_many(seen):
+        seen.unseen.append(too_many)
     else:
-        why = f"{connected:,} are connected: the reply would hold up the server"
-        seen.unseen.append(Unseen(CLIENT_LIST.what, why, "", seen.node))
+        questions["clients"] = CLIENT_LIST
     if seen.stats:
         what = "which commands are deprecated: COMMAND DOCS"
         questions["docs"] = Question(("COMMAND", "DOCS", *sorted(seen.stats)), what, "+command|docs")
@@ -150,6 +151,17 @@ def _ask_further(own: redis.Redis, seen: Seen) -> None:
         seen.clients = tuple(map(_client, clients.splitlines()))
     seen.docs = {name: pairs(doc) for name, doc in pairs(told.get("docs")).items()}
     seen.cluster = lines(told.get("cluster") or "")
+
+
+def _too_many(seen: Seen) -> Unseen | None:
+    """Why the clients are not asked for, if so; what hides how many there are hides them, too."""
+    connected = seen.number("connected_clients")
+    if connected is None:
+        unknown = Unseen(CLIENT_LIST.what, "how many there are is not told", "", seen.node)
+        refusals = [one for one in seen.unseen if one.what == FIRST["info"].what]
+        return replace(refusals[0], what=CLIENT_LIST.what) if refusals else unknown
+    why = f"{connected:,} are connected: the reply would hold up the server"
+    return Unseen(CLIENT_LIST.what, why, "", seen.node) if connected > CLIENTS else None
 
 
 def _ask_rights(own: redis.Redis, seen: Seen) -> None:
@@ -190,6 +202,11 @@ def _user(line: str) -> User | None:
     if "on" not in rules or not (nopass or any(rule.startswith("#") for rule in rules)):
         return None
     return User(name, nopass, tuple(rule for rule in rules if not rule.startswith("#")))
+
+
+def _is_open_default(line: str) -> bool:
+    _, name, *rules = line.split()
+    return name == "default" and "nopass" in rules
 
 
 def _client(line: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 
 from labkit.rig.audit.asking import Question, refused
 from labkit.rig.audit.report import Big, Finding, Group, Sampled, Unseen, count, share, size
-from labkit.rig.audit.sampling import Key, Sample, shapes, wilson
+from labkit.rig.audit.sampling import Key, Sample, pattern, shapes, wilson
 from labkit.rig.audit.seen import Seen
 
 GROUPS = 50
@@ -132,8 +132,8 @@ def _big(seen: Seen) -> Iterator[Finding]:
         f"{count(len(big), 'key')} of {len(sample):,} sampled {'is' if len(big) == 1 else 'are'} larger than "
         f"{size(limits.big_bytes)} or {limits.big_elements:,} elements: {'; '.join(told)}.",
         "Reading or deleting one whole stalls everybody: use UNLINK for DEL, HSCAN, SSCAN or ZRANGE in parts "
-        f"for the whole; split it by hash or by time. SCAN 0 MATCH {shaped[first.name]} TYPE {first.kind} "
-        "finds it.",
+        "for the whole; split it by hash or by time. SCAN with MATCH "
+        f"{pattern(first.name, shaped[first.name])} TYPE {first.kind}, until its cursor is 0, finds it.",
     )
 
 

@@ -26,17 +26,18 @@ def _limit(seen: Seen) -> int | None:
 
 
 def _maxmemory(seen: Seen) -> Iterator[Finding]:
+    """Without INFO, how much is in use, and of how much, is unknown, and not said."""
     limit, machine = _limit(seen), seen.number("total_system_memory") or 0
     used = seen.number("used_memory") or 0
     if limit is None or (limit > 0 and (limit <= machine or not machine)):
         return
     what = f"maxmemory is {size(limit)}, more than the machine has" if limit else "maxmemory is 0, no limit"
+    in_use = f"; {size(used)} of the machine's {size(machine)} are in use" if machine else ""
     severity: Severity = "critical" if machine and used > seen.limits.memory_share * machine else "warning"
     yield seen.finding(
         severity,
         "no maxmemory",
-        f"{what}; {size(used)} of the machine's {size(machine)} are in use: whatever grows without bound "
-        "ends with the operating system's killer of processes.",
+        f"{what}{in_use}: whatever grows without bound ends with the operating system's killer of processes.",
         "CONFIG SET maxmemory to what the machine can spare: with snapshots or an append-only file about "
         "half of it, since a fork may copy every page that is written meanwhile.",
     )
@@ -50,12 +51,13 @@ def _full(seen: Seen) -> Iterator[Finding]:
     refused = seen.errors.get("OOM", 0)
     if not refused and counted < seen.limits.memory_share * limit:
         return
+    times = count(refused, "command was", "commands were")
     evidence = f"{size(counted)} of maxmemory {size(limit)} are in use ({share(counted / limit)})"
     yield seen.finding(
         "critical" if refused else "warning",
         "memory nearly full",
         f"{evidence}, and noeviction lets nothing go"
-        + (f"; {count(refused, 'command was', 'commands were')} refused with OOM." if refused else "."),
+        + (f"; {times} refused with OOM since the start (or CONFIG RESETSTAT)." if refused else "."),
         "Delete what is not needed (see the findings on keys), raise maxmemory, or, if this is a cache, "
         "CONFIG SET maxmemory-policy allkeys-lru.",
     )

@@ -25,12 +25,11 @@ def _kept(seen: Seen) -> Iterator[Finding]:
         return
     keys, expires = seen.keys
     if save:
-        slowest = max(map(int, save.split()[::2]))
         yield seen.finding(
             "notice",
             "snapshots only",
             f'save is "{save}" and there is no append-only file: a crash loses what was written since the '
-            f"last snapshot, up to {slowest:,} s of it.",
+            f"last snapshot, {_at_most(save)}.",
             "CONFIG SET appendonly yes (and appendfsync everysec) bounds the loss to about a second. Do it "
             "at run time first: a restart with appendonly yes and no file begins empty.",
         )
@@ -38,15 +37,23 @@ def _kept(seen: Seen) -> Iterator[Finding]:
     severity: Severity = "critical" if keys > expires else "warning"
     if seen.is_replica:
         severity = "notice"
+    now = f", now {count(keys, 'key')}, {keys - expires:,} of them without a TTL" if seen.info else ""
     others = " It is a replica, so its data come back from the primary, unless a failover makes it one."
     yield seen.finding(
         severity,
         "no persistence",
-        "Neither snapshots (save is empty) nor an append-only file: a restart loses everything, now "
-        f"{count(keys, 'key')}, {keys - expires:,} of them without a TTL.{others if seen.is_replica else ''}",
+        "Neither snapshots (save is empty) nor an append-only file: a restart loses everything"
+        f"{now}.{others if seen.is_replica else ''}",
         "CONFIG SET appendonly yes with appendfsync everysec, at run time first. If all of it may be lost, "
         "say so: set maxmemory and maxmemory-policy allkeys-lru, as for a cache.",
     )
+
+
+def _at_most(save: str) -> str:
+    """How much that is: a rule that waits for several changes may wait for ever."""
+    rules = list(map(int, save.split()))
+    sure = [seconds for seconds, changes in zip(rules[::2], rules[1::2], strict=True) if changes <= 1]
+    return f"up to {min(sure):,} s of it" if sure else "however long ago that was: few changes start none"
 
 
 def _appendfsync(seen: Seen) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ def _down(seen: Seen) -> Iterator[Finding]:
     if seen.info.get("master_sync_in_progress") == "1":
         left = seen.number("master_sync_left_bytes") or 0
         todo = f", {size(left)} to go" if left > 0 else ""
-        yield _lag(seen, [f"this replica is in its first synchronisation{todo}"])
+        yield _lag(seen, [f"this replica is in a full synchronisation{todo}"])
         return
     seconds = seen.number("master_link_down_since_seconds") or 0
     since = f" for {count(seconds, 'second')}" if seconds > 0 else ""

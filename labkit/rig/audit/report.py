@@ -24,7 +24,7 @@ NAMES = {
     "node unreachable": "a primary of the cluster does not answer",
     "busy with a script": "a script runs without end, and nobody is served",
     "cluster down": "the cluster says that it does not serve every slot",
-    "no password": "whoever reaches the port is the default user, and may work as that one",
+    "no password": "whoever reaches the port may work as a user that has no password",
     "default user unrestricted": "the default user has a password, and every right",
     "protected mode off": "nothing refuses strangers if the default user has no password",
     "bound to the world": "the server listens on every network interface",
@@ -108,7 +108,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Big:
-    """A large key, by its own name, which is data: no report and no JSON shows it unasked."""
+    """A large key, by its own name, which is data: no report and no JSON shows it unasked.
+
+    They do show its `prefix`, which is the whole name where that is mere words.
+    """
 
     name: bytes
     prefix: str
@@ -216,6 +219,7 @@ class Audit:
                            "groups": [{"prefix", "keys", "without_ttl", "low", "high"}]}]}
                                   private: "biggest": [{"name", "prefix", "kind", "bytes", "elements"}]
 
+        A key's `prefix` is always shown, and is its whole name where that is mere words.
         A name that is no UTF-8 is written with \\x for its bytes.
         """
         parts: dict[str, Any] = {"schema": SCHEMA, "exit_code": self.exit_code}
@@ -295,4 +299,8 @@ def size(number: float) -> str:
 def share(part: float) -> str:
     """0.123 as `12 %`, and never 0 % or 100 % for what is not."""
     exact = 100 * part
-    return f"{exact:.0f} %" if exact in (0, 100) or 1 <= exact <= 99 else f"{exact:.1f} %"
+    if exact in (0, 100) or 1 <= exact <= 99:
+        return f"{exact:.0f} %"
+    close = {"0.0 %": "under 0.1 %", "100.0 %": "over 99.9 %" if exact < 100 else "over 100 %"}
+    told = f"{exact:.1f} %"
+    return close.get(told, told)

@@ -142,12 +142,20 @@ def shapes(names: Iterable[bytes]) -> dict[bytes, str]:
     """Names with `*` for their ids: user:1:cart and user:2:cart both are `user:*:cart`.
 
     A part between colons is an id if it does not look like a word, or if it is one of many rare ones (names
-    of people, say). No id is left in a shape, nor anything but letters, digits, `_ . - : * …`.
+    of people, say). A name of mere words is its own shape; nothing is left in one but letters, digits,
+    `_ . - : * …`.
     """
     parts = {name: _parts(name) for name in names}
     shaped: dict[bytes, str] = {}
     _walk(list(parts), parts, (), shaped)
     return shaped
+
+
+def pattern(name: bytes, shape: str) -> str:
+    """For the MATCH of SCAN: it matches the name, and tells no more of it than its shape does."""
+    parts = name.decode("latin-1").split(":", DEPTH)
+    both = zip(parts, shape.split(":"), strict=True)
+    return ":".join("*" if word in ("*", "…") else re.sub("[{}]+", "*", part) for part, word in both)
 
 
 def _parts(name: bytes) -> tuple[str, ...]:

@@ -24,11 +24,14 @@ def _open(user: User | None) -> bool:
     return user is not None and user.nopass and (user.may is None or bool(user.may))
 
 
+def _unlocked(seen: Seen) -> bool:
+    """Is the default user open? Where the users are unknown, this client may have come in as that one."""
+    return seen.came_in_freely if seen.users is None else _open(seen.default)
+
+
 def _password(seen: Seen) -> Iterator[Finding]:
     if seen.users is None:
-        answered = bool(seen.info or seen.me)
-        by_itself = seen.without_password and answered and seen.me.get("user", "default") == "default"
-        names = ["default"] * by_itself
+        names = ["default"] * _unlocked(seen)
     else:
         names = [user.name for user in seen.users if _open(user)]
     if not names:
@@ -65,7 +68,7 @@ def _default_user(seen: Seen) -> Iterator[Finding]:
 def _protected_mode(seen: Seen) -> Iterator[Finding]:
     if seen.setting("protected-mode") != "no":
         return
-    unlocked = _open(seen.default)
+    unlocked = _unlocked(seen)
     severity: Severity = "notice" if not unlocked else "critical" if seen.beyond else "warning"
     state = "has no password" if unlocked else "cannot come in without a password"
     yield seen.finding(
@@ -80,7 +83,7 @@ def _protected_mode(seen: Seen) -> Iterator[Finding]:
 def _bound(seen: Seen) -> Iterator[Finding]:
     if not seen.wildcard:
         return
-    unlocked = _open(seen.default)
+    unlocked = _unlocked(seen)
     plain = seen.setting("port") != "0"
     severity: Severity = "warning"
     besides = "so that a password is all that stands before it"

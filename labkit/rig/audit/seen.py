@@ -56,6 +56,8 @@ class Seen:
     """Did this client come in without one?"""
     tls: bool
     """Does this client speak TLS?"""
+    default_nopass: bool = False
+    """Has the default user no password, whether it is on or off?"""
     clients: tuple[dict[str, str], ...] | None = None
     docs: dict[str, dict[str, Any]] = field(default_factory=dict)
     cluster: dict[str, str] = field(default_factory=dict)
@@ -139,10 +141,19 @@ class Seen:
         return next((user for user in self.users or () if user.name == "default"), None)
 
     @property
+    def came_in_freely(self) -> bool:
+        """Did this client come in without a password, as the default user?"""
+        answered = bool(self.info or self.me)
+        return self.without_password and answered and self.me.get("user", "default") == "default"
+
+    @property
     def protected(self) -> bool:
-        """Does protected mode refuse whoever does not come from this machine?"""
-        open_to_all = self.default is not None and self.default.nopass
-        return self.setting("protected-mode") == "yes" and open_to_all
+        """Does protected mode refuse whoever does not come from this machine?
+
+        While the default user has no password, be it off; where the users are unknown, this client tells.
+        """
+        nopass = self.came_in_freely if self.users is None else self.default_nopass
+        return self.setting("protected-mode") == "yes" and nopass
 
     @property
     def wildcard(self) -> bool:
@@ -151,6 +162,9 @@ class Seen:
 
     @property
     def _bound(self) -> list[str]:
+        """Nothing where it has no port, only a Unix socket."""
+        if self.setting("port") == "0" and self.config.get("tls-port", "0") == "0":
+            return []
         return [address.removeprefix("-") for address in (self.setting("bind") or "").split()]
 
     @property
