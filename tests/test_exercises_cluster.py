@@ -29,8 +29,9 @@ _LOOP = _CREDIT[_CREDIT.index("    pause, end = ") :]
 
 _WATCH = """with rc.pipeline(transaction=True) as pipe:
                 pipe.watch(done, account)
+                balance = int(pipe.get(account) or 0)  # no number: found before MULTI
                 if pipe.exists(done):
-                    return int(pipe.get(account))
+                    return balance
                 pipe.multi()
                 pipe.set(done, 1, ex=REMEMBER)
                 pipe.incrby(account, amount)
@@ -101,11 +102,14 @@ def read_many(rc, keys):
     "credit: a sorted set with moments of the server": _of(
         (":done:{operation}", ":done"),
         (
-            "if redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[2]) then",
+            "if redis.call('EXISTS', KEYS[2]) == 0 then",
             "local now = tonumber(redis.call('TIME')[1])\n"
             "redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[2])\n"
-            "local new = redis.call('ZADD', KEYS[2], 'NX', now, ARGV[3])\n"
-            "redis.call('EXPIRE', KEYS[2], ARGV[2])\nif new == 1 then",
+            "if not redis.call('ZSCORE', KEYS[2], ARGV[3]) then",
+        ),
+        (
+            "redis.call('SET', KEYS[2], 1, 'EX', ARGV[2])",
+            "redis.call('ZADD', KEYS[2], now, ARGV[3])\n    redis.call('EXPIRE', KEYS[2], ARGV[2])",
         ),
         ("amount, REMEMBER)", "amount, REMEMBER, operation)"),
         source=_CREDIT,
@@ -184,6 +188,24 @@ def test_a_crash_is_told_command_by_command() -> None:
     assert told == ["A:", "SET", "A", "credit(rc,", "GET"]
 
 
+def test_done_and_not_added_is_found_when_the_account_is_mended() -> None:
+    verdict = _wrong("credit", "says done before it adds")
+    assert verdict.message.startswith("op-1 failed, and counts as done: ")
+    told = [re.sub(r"ada\d+", "ada", line) for line in told_by(verdict)[-2:]]
+    assert told == ["credit(rc, '{ada}', 5, 'op-1') -> 0", "GET {ada} -> 0"]
+
+
+def test_moments_that_nobody_takes_out_are_told() -> None:
+    verdict = _wrong("credit", "no old ones are taken out")
+    assert verdict.message.endswith(":done still holds op-1: it grows as long as others are added")
+    assert told_by(verdict)[-2].endswith("are a day older:")
+
+
+def test_a_product_that_is_named_like_a_cart_is_told() -> None:
+    told = told_by(_wrong("keys", "ends in the name as it is"))
+    assert told[0].startswith("profile('7') -> ") and told[1].startswith("product('{user:7}:profile') -> ")
+
+
 def test_two_at_once_are_told_as_an_interleaving() -> None:
     told = told_by(_wrong("credit", "asks, then MULTI"))
     between = told.index("(B does all of it)")
@@ -212,19 +234,25 @@ def test_a_wrong_type_is_said_so(name: str, change: tuple[str, str], message: st
     ("old", "new", "property"),
     [
         (
-            "                pipe.watch(done, account)\n                if pipe.exists(done):",
-            "                if rc.exists(done):",
+            "                pipe.watch(done, account)\n                balance = int(pipe.get",
+            "                balance = int(rc.get",
             "race",
         ),
         ("except redis.WatchError", "except ZeroDivisionError", "raises"),
         (", ex=REMEMBER", "", "ttl"),
+        (
+            "                balance = int(pipe.get(account) or 0)  # no number: found before MULTI\n"
+            "                if pipe.exists(done):\n                    return balance\n",
+            "                if pipe.exists(done):\n                    return int(pipe.get(account))\n",
+            "lost",
+        ),
     ],
 )
 def test_what_can_go_wrong_with_watch(old: str, new: str, property: str) -> None:
     exercise = EXERCISES["credit"]
-    asks = _of((old, new), source=_WATCH).replace(
-        "return int(pipe.get", "return int(rc.get" if new.startswith(" ") else "return int(pipe.get"
-    )
+    asks = _of((old, new), source=_WATCH)
+    if "rc.get" in new:
+        asks = asks.replace("pipe.exists", "rc.exists")
     source = _of((_EVAL, asks), source=_CREDIT)
     verdict = check.grade(exercise, exercise.build(source))
     assert verdict.property == property, str(verdict)

@@ -256,7 +256,8 @@ def test_what_a_step_goes_through_is_told() -> None:
 @pytest.mark.parametrize(
     ("said", "cost"),
     [
-        ("UNLINK big", 2),
+        ("UNLINK big", 1),
+        ("UNLINK big small", 2),
         ("DEL big", 5001),
         ("DEL small big", 5002),
         ("SMEMBERS big", 5000),
@@ -329,6 +330,7 @@ def test_what_redis_says_is_told() -> None:
         ('"-@dangerous", ', '"-@dangerous", "+config|get", ', "admin"),
         ('"-@dangerous", ', '"-@dangerous", "+client", ', "admin"),
         ('"&shop:*"', '"&shop:*", "&*"', "channels"),
+        ('f">{password}"', 'f">{password}", ">hunter2"', "password"),
         ('"(+incr +incrby ~stats:*)"', '"(+incr +incrby +get ~stats:*)"', "stats"),
         ('"(+incr +incrby ~stats:*)"', '"(+incr +incrby ~*)"', "keys"),
         ('f">{password}"', 'f">{password.upper()}"', "password"),
@@ -401,6 +403,14 @@ def test_what_is_no_mere_look_is_harm(command: str) -> None:
     ask = f"    try:\n        r.execute_command({command!r})\n    except Exception:\n        pass\n    info ="
     told = is_wrong(_answer("diagnose", ("    info =", ask)), "harm")
     assert told[-1] == f"diagnose(r) sends {command}"
+
+
+@pytest.mark.parametrize("save", ["save", "bgsave"])
+def test_who_has_saved_is_told_and_the_next_answer_is_graded(save: str) -> None:
+    is_wrong(_answer("diagnose", ("    info =", f"    r.{save}()\n    info =")), "harm")
+    exercise = EXERCISES["diagnose"]
+    verdict = check.grade(exercise, exercise.build(exercise.reference))
+    assert verdict.state == "correct", str(verdict)
 
 
 def test_a_patient_is_cured(lab: Lab) -> None:

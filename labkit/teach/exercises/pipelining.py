@@ -605,18 +605,24 @@ class _Bank:
         self.attempts += command.upper() in (b"EXEC", b"EVAL", b"EVALSHA", b"FCALL")
 
 
+def one_by_one(connection: redis.Connection, command: Any) -> Iterator[tuple[list[bytes], bytes]]:
+    """The commands in what a connection is to send: the words of each, and its bytes. It is connected."""
+    if connection._sock is None:
+        connection.connect_check_health(check_health=False)
+    data, at = b"".join([command] if isinstance(command, bytes) else command), 0
+    while at < len(data) and (found := parse(data, at)):
+        yield [word.value for word in found[0].value], data[at : found[1]]
+        at = found[1]
+
+
 def _one_at_a_time(bank: _Bank) -> type[redis.Connection]:
     class OneAtATime(redis.Connection):
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-            if self._sock is None:
-                self.connect_check_health(check_health=False)
             send: Any = super().send_packed_command
-            data, at = b"".join([command] if isinstance(command, bytes) else command), 0
-            while at < len(data) and (found := parse(data, at)):
-                bank.before(found[0].value[0].value)
-                send([data[at : found[1]]], check_health=False)
+            for words, data in one_by_one(self, command):
+                bank.before(words[0])
+                send([data], check_health=False)
                 _await_reply(self._get_socket())
-                at = found[1]
 
     return OneAtATime
 

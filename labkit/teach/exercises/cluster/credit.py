@@ -32,7 +32,7 @@ from labkit.teach.lab import Lab
 
 STUB = '''
 def credit(rc, account, amount, operation):
-    """Add `amount` to the number in the key `account`, once for each `operation`; the balance then."""
+    """Add `amount` to the number in `account`, once per `operation`; the balance."""
     raise NotImplementedError
 '''
 
@@ -47,14 +47,15 @@ PATIENCE, REMEMBER = 20, 7200  # seconds
 
 # KEYS: account, done. ARGV: amount, seconds. Gives the balance.
 CREDIT = """
-if redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[2]) then
-    return redis.call('INCRBY', KEYS[1], ARGV[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then
+    redis.call('INCRBY', KEYS[1], ARGV[1])  -- first what may fail: a script takes nothing back
+    redis.call('SET', KEYS[2], 1, 'EX', ARGV[2])
 end
 return tonumber(redis.call('GET', KEYS[1]))
 """
 
 def credit(rc, account, amount, operation):
-    """Add `amount` to the number in the key `account`, once for each `operation`; the balance then."""
+    """Add `amount` to the number in `account`, once per `operation`; the balance."""
     done = f"{account}:done:{operation}"  # the account's hash tag comes first: the same slot
     pause, end = 0.02, time.monotonic() + PATIENCE
     while True:
@@ -72,7 +73,9 @@ _EVAL = "return rc.eval(CREDIT, 2, account, done, amount, REMEMBER)"
 _SLEEP = "        time.sleep(pause * random.uniform(0.5, 1))\n"
 _OUTAGE = "(redis.ConnectionError, redis.TimeoutError, ClusterDownError)"
 _GIVE_UP = "            if time.monotonic() > end:\n                raise\n"
-_GUARD = "if redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[2]) then"
+_GUARD = "if redis.call('EXISTS', KEYS[2]) == 0 then"
+_ADD = "    redis.call('INCRBY', KEYS[1], ARGV[1])  -- first what may fail: a script takes nothing back\n"
+_SET = "    redis.call('SET', KEYS[2], 1, 'EX', ARGV[2])\n"
 
 
 def _tries(*lines: str) -> tuple[str, str]:
@@ -136,6 +139,11 @@ WRONG = (
         ),
     ),
     _wrong(
+        "lost",
+        "one script, which says done before it adds: where INCRBY fails, it stays done",
+        (_ADD + _SET, _SET + _ADD),
+    ),
+    _wrong(
         "twice",
         "the amount first, and the done key in another step",
         _tries(
@@ -176,15 +184,24 @@ WRONG = (
     _wrong("endless", "tries for ever", (_GIVE_UP, "            pass\n")),
     _wrong("silent", "gives up without a word", (_GIVE_UP, _GIVE_UP.replace("raise", "return 0"))),
     _wrong("hides", "waits for what no waiting mends", (_OUTAGE, "(redis.RedisError, ClusterDownError)")),
-    _wrong("ttl", "each operation is remembered for ever", ("'NX', 'EX', ARGV[2])", "'NX')")),
-    _wrong("ttl", "remembered for seven seconds: milliseconds for seconds", ("'NX', 'EX'", "'NX', 'PX'")),
+    _wrong("ttl", "each operation is remembered for ever", (", 'EX', ARGV[2])", ")")),
+    _wrong("ttl", "remembered for seven seconds: milliseconds for seconds", ("'EX'", "'PX'")),
     _wrong(
         "ttl",
         "one set of all operations, whose TTL each of them renews",
+        (_GUARD, "if redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then"),
+        (_SET, "    redis.call('SADD', KEYS[2], ARGV[3])\n    redis.call('EXPIRE', KEYS[2], ARGV[2])\n"),
+        (":done:{operation}", ":done"),
+        ("amount, REMEMBER)", "amount, REMEMBER, operation)"),
+    ),
+    _wrong(
+        "ttl",
+        "a sorted set with the moment of each, and no old ones are taken out",
+        (_GUARD, "if not redis.call('ZSCORE', KEYS[2], ARGV[3]) then"),
         (
-            _GUARD,
-            "local new = redis.call('SADD', KEYS[2], ARGV[3])\n"
-            "redis.call('EXPIRE', KEYS[2], ARGV[2])\nif new == 1 then",
+            _SET,
+            "    redis.call('ZADD', KEYS[2], redis.call('TIME')[1], ARGV[3])\n"
+            "    redis.call('EXPIRE', KEYS[2], ARGV[2])\n",
         ),
         (":done:{operation}", ":done"),
         ("amount, REMEMBER)", "amount, REMEMBER, operation)"),
@@ -192,11 +209,7 @@ WRONG = (
     _wrong(
         "ttl",
         "the balance ends with what is remembered",
-        (
-            "    return redis.call('INCRBY'",
-            "    redis.call('EXPIRE', KEYS[1], ARGV[2])\n    return redis.call('INCRBY'",
-        ),
-        ("if redis.call", "redis.call('SET', KEYS[1], 0, 'NX')\nif redis.call"),
+        (_SET, _SET + "    redis.call('EXPIRE', KEYS[1], ARGV[2])\n"),
     ),
     _wrong(
         "moved",
@@ -352,12 +365,25 @@ def _check_memory(credit: Any, lab: Lab) -> None:
     bank.call(5, "op-2")
     inside.later(longest * 3 // 5)
     bank.story.tell("once more so much later:")
+    _age_moments(bank, inside)
     for key in inside.ends():
-        if key == mine or inside.r.type(key) == b"zset":  # its scores are moments, which do not pass here
+        if key == mine:
             continue
         kept = any(word.endswith(b"op-1") for word in (key, *inside.words(key)))
         what = f"{bank.short(said(key))} still holds op-1: it grows as long as others are added"
         bank.story.hold(not kept, "ttl", what, "what has the TTL: each operation, not all of them together")
+
+
+def _age_moments(bank: _Bank, inside: InsideNode) -> None:
+    """The scores of sorted sets, which are moments, do not pass by themselves; then one more operation."""
+    old = [key for key in inside.ends() if inside.r.type(key) == b"zset"]
+    for key in old:
+        for member, score in inside.r.zrange(key, 0, -1, withscores=True):
+            unit = 1 if score < 1e11 else 1e3 if score < 1e14 else 1e6  # of a second
+            inside.r.zadd(key, {member: score - 86_460 * unit})
+        bank.story.tell(f"the moments in {bank.short(said(key))} are a day older:")
+    if old:
+        bank.call(5, "op-3")
 
 
 def _check_faults(credit: Any, lab: Lab) -> None:
@@ -456,7 +482,7 @@ def _meet(credit: Any, lab: Lab, number: int) -> None:
 
 
 def _check_hides(credit: Any, lab: Lab) -> None:
-    """An error that no waiting mends is raised at once."""
+    """An error that no waiting mends is raised at once; once it is mended, the operation is applied."""
     bank = _Bank(credit, lab, "the account is a list, by mistake: INCRBY answers WRONGTYPE")
     bank.rc.rpush(bank.account, "a list")
     told = "credit(rc, account, 5, 'op-1')"
@@ -472,6 +498,13 @@ def _check_hides(credit: Any, lab: Lab) -> None:
             bank.story.hold(False, "silent", what, "which errors you catch")
     what = f"no waiting mends this error, and it was tried again for {waited:.1f} s before it was raised"
     bank.story.hold(waited < 5, "hides", what, "which errors you catch: those of an outage")
+    bank.rc.set(bank.account, 0)
+    bank.story.tell("the account is mended: SET account 0; the operation comes again:")
+    bank.call(5, "op-1")
+    known = bank.balance
+    what = f"op-1 failed, and counts as done: the account is to hold 5, and holds {known}"
+    look = "a script, and MULTI, too, take nothing back where a command in them fails: which comes first?"
+    bank.story.hold(known == 5, "lost", what, look)
 
 
 @contextmanager
@@ -667,7 +700,8 @@ Pay into an account, on a cluster that may fail. `rc` is a RedisCluster that tri
         "A key for each operation says that it is done; that key and the balance change in one step: a "
         "script, or WATCH, MULTI, EXEC. For that both must be in one slot: let the key's name begin with the "
         "account's.",
-        "SET done 1 NX EX 7200, and INCRBY only where that has set something; else the balance as it is.",
+        "Where EXISTS done is 0: INCRBY, and then SET done 1 EX 7200. In this order: INCRBY may fail, and a "
+        "script takes nothing back. Then the balance, in any case.",
         "Around it: try, except (ConnectionError, TimeoutError, ClusterDownError), a pause that doubles up "
         "to a second, and `raise` once time.monotonic() is past the deadline.",
     ),

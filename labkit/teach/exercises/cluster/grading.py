@@ -17,9 +17,9 @@ import redis.retry
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException, RedisError
 
-from labkit.rig.resp import parse
 from labkit.teach.exercises import Failure
 from labkit.teach.exercises.lock.grading import clocks
+from labkit.teach.exercises.pipelining import one_by_one
 from labkit.teach.exercises.session.grading import Inside
 from labkit.teach.exercises.session.grading import elsewhere as class_elsewhere
 from labkit.teach.lab import Lab
@@ -70,19 +70,16 @@ class Wire:
 def _hooked(wire: Wire) -> type[redis.Connection]:
     class Hooked(redis.Connection):
         def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-            if self._sock is None:
-                self.connect_check_health(check_health=False)
             send: Any = super().send_packed_command
-            data, at = b"".join([command] if isinstance(command, bytes) else command), 0
-            while at < len(data) and (found := parse(data, at)):
-                words = [word.value.decode(errors="replace") for word in found[0].value]
+            for found, data in one_by_one(self, command):
+                words = [word.decode(errors="replace") for word in found]
                 try:
                     hooked = words[0].upper() not in QUIET
                     if hooked:
                         wire.count += 1
                         wire.told.append(" ".join(words))
                         wire.before(wire.count, words)
-                    send([data[at : found[1]]], check_health=False)
+                    send([data], check_health=False)
                     if hooked and wire.after is not None:
                         wire.settle(int(self.port))
                         wire.after(wire.count, words)
@@ -90,7 +87,6 @@ def _hooked(wire: Wire) -> type[redis.Connection]:
                     hang_up: Any = self.disconnect
                     hang_up()
                     raise
-                at = found[1]
 
     return Hooked
 

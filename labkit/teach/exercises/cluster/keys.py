@@ -20,7 +20,7 @@ from labkit.teach.lab import Lab
 
 STUB = '''
 class MyKeys:
-    """The key names of a shop; each begins with `shop`. Users and products have any text as their id."""
+    """The key names of a shop; each begins with `shop`. An id is any text."""
 
     def __init__(self, shop):
         raise NotImplementedError
@@ -40,7 +40,7 @@ class MyKeys:
 
 REFERENCE = '''
 class MyKeys:
-    """The key names of a shop; each begins with `shop`. Users and products have any text as their id."""
+    """The key names of a shop; each begins with `shop`. An id is any text."""
 
     def __init__(self, shop):
         self.shop = shop
@@ -116,7 +116,7 @@ WRONG = (
     ),
     _wrong(
         "hot",
-        "a product's own braces: the id decides the slot, and {} is one tag for many",
+        "the length of a product's id is the tag: there are few lengths",
         (_PRODUCT, 'f"{self.shop}:product:{{{len(product)}}}:{product}"'),
     ),
     _wrong(
@@ -144,6 +144,11 @@ WRONG = (
         "same",
         "a product is named like a user's cart",
         (_PRODUCT, 'f"{self.shop}:{{user:{self._safe(product)}}}:cart"'),
+    ),
+    _wrong(
+        "same",
+        "a product's id ends in the name as it is: {user:7}:cart is a product, too",
+        (_PRODUCT, 'f"{self.shop}:{product}"'),
     ),
     _wrong(
         "prefix", "does not begin with the shop", _of('f"{{user:{self._safe(user)}}}:{self.shop}:{what}"')
@@ -233,7 +238,9 @@ def _salted(call: Callable[[str], Any], id: str) -> Any:
 def _check_unlike(made: Any) -> None:
     """No two things have one key."""
     whose: dict[str, tuple[str, str]] = {}
-    for id in (*ODD, *_population()[::20]):
+    parts = [getattr(made, method)("7").split(":") for method in (*KINDS, "product")]
+    tails = [":".join(its[at:]) for its in parts for at in range(len(its))]  # ids that look like names
+    for id in dict.fromkeys((*ODD, *_population()[::20], *tails)):
         for method in (*KINDS, "product"):
             name = getattr(made, method)(id)
             other = whose.setdefault(name, (method, id))

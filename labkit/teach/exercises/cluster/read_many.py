@@ -13,13 +13,13 @@ from labkit.teach.lab import Lab
 
 STUB = '''
 def read_many(rc, keys):
-    """The values of these keys, wherever they are: a list in their order, None where there is no key."""
+    """The values of these keys, in their order; None where there is no key."""
     raise NotImplementedError
 '''
 
 REFERENCE = '''
 def read_many(rc, keys):
-    """The values of these keys, wherever they are: a list in their order, None where there is no key."""
+    """The values of these keys, in their order; None where there is no key."""
     with rc.pipeline() as pipe:  # it sends each node what is the node's, all of it, and then reads
         for key in keys:
             pipe.get(key)
@@ -214,20 +214,28 @@ def _check_all(read_many: Any, rc: Any, lab: Lab, keys: list[str], stored: dict[
     call = f"read_many(rc, {len(keys)} keys in {slots} slots of {nodes} nodes)"
     with lab.tap(rc) as tape:
         found = _asked(read_many, rc, iter(keys), call)
-    _compare(found, keys, stored, call, "values")
+    _compare(found, keys, stored, call, "values", _PLACES)
     if tape.round_trips > nodes:
         what = f"it took {tape.round_trips} round trips; {nodes} suffice, one for each node"
         raise Failure("round_trips", what, call, _NODES)
 
 
-def _compare(found: list[Any], keys: list[str], stored: dict[str, str], call: str, property: str) -> None:
+def _compare(
+    found: list[Any],
+    keys: list[str],
+    stored: dict[str, str],
+    call: str,
+    property: str,
+    look: str,
+    when: str = "",
+) -> None:
     if len(found) != len(keys):
-        what = f"it gives {len(found)} values for {len(keys)} keys"
-        raise Failure("values", what, call, _PLACES)
+        what = f"{when}it gives {len(found)} values for {len(keys)} keys"
+        raise Failure(property, what, call, look)
     for place, (key, value) in enumerate(zip(keys, found, strict=True), 1):
         if value != stored.get(key):
-            what = f"key number {place} holds {stored.get(key)!r}, and the answer says {value!r}"
-            raise Failure(property, what, call, _PLACES)
+            what = f"{when}key number {place} holds {stored.get(key)!r}, and the answer says {value!r}"
+            raise Failure(property, what, call, look)
 
 
 def _check_moved(read_many: Any, rc: Any, lab: Lab, keys: list[str], stored: dict[str, str]) -> None:
@@ -242,11 +250,7 @@ def _check_moved(read_many: Any, rc: Any, lab: Lab, keys: list[str], stored: dic
             if "MOVED" not in str(error) and type(error).__name__ != "MovedError":
                 raise
             raise Failure("moved", "a slot has moved, and your code raises MOVED", call, look) from None
-        for place, (key, value) in enumerate(zip(keys, found, strict=False), 1):
-            if value != stored.get(key):
-                what = f"a slot has moved: key number {place} holds {stored.get(key)!r}, not {value!r}"
-                raise Failure("moved", what, call, look)
-        _compare(found, keys, stored, call, "moved")
+        _compare(found, keys, stored, call, "moved", look, "a slot has moved: ")
 
 
 EXERCISE = Exercise(
@@ -258,6 +262,7 @@ Read many keys that are spread over the cluster. `rc` is a RedisCluster.
 
 - `read_many(rc, keys)` gives a list of the values, in the order of `keys`: None where there is no key, and
   each value as often as its key is asked for.
+- `keys` may be an iterator, too: it can be gone through only once.
 - It takes one round trip for each node at most, however many keys and slots there are; none for no keys.
 - If slots have moved to another node meanwhile, the answer is right all the same (that may take more round
   trips).

@@ -77,13 +77,16 @@ WRONG = (
         "names", "KEYS is gone with the dangerous, SCAN is not: it tells every key's name", (', "-scan"', "")
     ),
     _wrong("names", "RANDOMKEY tells a name, too", (', "-randomkey"', "")),
+    _wrong("keys", "catalogs:1 is none of the catalog's", ('"%R~catalog:*"', '"%R~catalog*"')),
+    _wrong("keys", "statsd:1 is no counter", ("~stats:*", "~stats*")),
+    _wrong("channels", "shopping is another's channel", (_CHANNELS, '"resetchannels", "&shop*",')),
     _wrong("channels", "every channel", (_CHANNELS, '"allchannels",')),
     _wrong("allowed", "no channel", (_CHANNELS, '"resetchannels",')),
     _wrong("password", "any password will do", (_PASSWORD, '"on", "nopass",')),
     _wrong(
         "password",
         "a second password, that whoever reads this knows",
-        (_PASSWORD, '"on", f">{password}", ">shop",'),
+        (_PASSWORD, '"on", f">{password}", ">letmein",'),
     ),
     _wrong("password", "not switched on", (_PASSWORD, 'f">{password}",')),
     _wrong("allowed", "no scripts", (', "+eval", "+evalsha"', "")),
@@ -138,6 +141,8 @@ REFUSED: dict[str, tuple[Command, ...]] = {
         ("SUNIONSTORE", "shop:stolen", "secret:set"),
         ("SORT", "shop:jobs", "STORE", "secret:sorted"),
         ("GET", "shopping:1"),
+        ("GET", "catalogs:1"),
+        ("INCR", "statsd:1"),
         ("EVAL", "return redis.call('GET', KEYS[1])", "1", "secret:1"),
         ("INCR", "secret:n"),
     ),
@@ -161,6 +166,7 @@ REFUSED: dict[str, tuple[Command, ...]] = {
     ),
     "channels": (
         ("PUBLISH", "admin", "x"),
+        ("PUBLISH", "shopping", "x"),
         ("SUBSCRIBE", "admin"),
         ("PSUBSCRIBE", "*"),
         ("SPUBLISH", "admin", "x"),
@@ -187,7 +193,7 @@ REFUSED: dict[str, tuple[Command, ...]] = {
         ("FUNCTION", "LOAD", "x"),
         ("MIGRATE", "localhost", "1", "shop:n", "0", "10"),
         ("RESTORE", "shop:n", "0", "x"),
-        ("SORT", "shop:jobs", "BY", "secret:*", "GET", "secret:*"),
+        ("SORT", "shop:jobs"),
     ),
     "names": (("KEYS", "*"), ("SCAN", "0"), ("RANDOMKEY",)),
 }
@@ -197,7 +203,7 @@ SNEAKY = (
     ("a script that builds the key's name", "return redis.call('GET', 'sec' .. 'ret:1')", "keys"),
     ("a script that writes to the catalog", "return redis.call('SET', 'catalog:1', 'x')", "catalog"),
     ("a script that goes through all names", "return redis.call('SCAN', 0)", "names"),
-    ("a script that looks at a counter", "return redis.call('GET', 'stats:views')", "stats"),
+    ("a script that reads a counter by GET", "return redis.call('GET', 'stats:views')", "stats"),
     ("a script that empties the server", "return redis.call('FLUSHALL')", "admin"),
 )
 """What a check of the words of a command alone does not see: (what it is, the script, what it must not)."""
@@ -215,7 +221,7 @@ USER = "shop"
 
 
 def _grade(fn: Any, lab: Lab) -> None:
-    password = "correct horse battery staple".replace(" ", "-")
+    password = "correct-horse-battery-staple"
     given = fn(password)
     look = "what rules() returns: a list, each rule a text of its own"
     if (
@@ -263,13 +269,17 @@ def _failure(property: str, what: str, command: Command, shown: str, said: str) 
 def _check_login(lab: Lab, given: list[str], password: str) -> None:
     """The user logs in, does his work, and tries by script what his words do not tell."""
     story = f"ACL SETUSER {USER} reset {' '.join(given).replace(password, '…')}"
+    r: Any = lab.r
+    look = "on, and > before the one password"
     for word, works in ((password, True), ("wrong", False), ("", False), (USER, False)):
         entered = _enters(lab, word)
         told = "the right password" if works else repr(word)
         what = f"with {told} the user {'does not get in' if works else 'gets in'}"
         if entered != works:
-            raise Failure("password", what, story, "on, and > before the one password")
-    lab.r.mset({"secret:1": "s", "catalog:1": "c", "stats:views": 1, "shop:cart:1": "mine"})
+            raise Failure("password", what, story, look)
+    if (count := len(r.acl_getuser(USER)["passwords"])) != 1:
+        raise Failure("password", f"{count} passwords let the user in: one is asked for", story, look)
+    r.mset({"secret:1": "s", "catalog:1": "c", "stats:views": 1, "shop:cart:1": "mine"})
     with _client(lab, password) as user:
         own = user.eval("return redis.call('GET', KEYS[1])", 1, "shop:cart:1")
         assert own == "mine"
@@ -314,7 +324,8 @@ The shop's program logs in as a user of its own. Write `rules(password)`: the ru
 
 - On keys `shop:…` he may do all that reads or writes data ({_listed(ALLOWED["its own keys"])} and so on).
 - Keys `catalog:…` he may read, and copy from; he changes none of them.
-- Keys `stats:…` he may count up, by `INCR` and `INCRBY`. He may not look at them, set or delete them.
+- Keys `stats:…` he may count up, by `INCR` and `INCRBY`. He may not `GET` them, set or delete them. (The
+  answer of `INCR` does tell him the count.)
 - Other keys are none of his business, and neither are their names (`KEYS`, `SCAN`, `RANDOMKEY`).
 - Channels: `shop:…`, and no other, for `PUBLISH` and `SUBSCRIBE`.
 - `PING`, `MULTI`, and scripts by `EVAL` are his to use; a script may do what he may, and no more.

@@ -15,7 +15,7 @@ from labkit.teach.lab import Lab
 
 STUB = '''
 def drop(r, prefix):
-    """Delete every key whose name begins with prefix, so that nobody waits; how many there were."""
+    """Delete all keys that begin with prefix; nobody waits. How many there were."""
     raise NotImplementedError
 '''
 
@@ -23,7 +23,7 @@ REFERENCE = r'''
 import re
 
 def drop(r, prefix):
-    """Delete every key whose name begins with prefix, so that nobody waits; how many there were."""
+    """Delete all keys that begin with prefix; nobody waits. How many there were."""
     pattern = re.sub(r"([*?\[\]\\])", r"\\\1", prefix) + "*"
     cursor, count = None, 0
     while cursor != 0:
@@ -49,6 +49,15 @@ def _body(*lines: str) -> tuple[str, str]:
 
 WRONG = (
     _wrong("stalls", "DEL frees a million members while all others wait", ("r.unlink", "r.delete")),
+    _wrong(
+        "stalls",
+        "UNLINK for sets alone: a hash is as large",
+        (
+            _UNLINK,
+            "for key in keys:\n"
+            "                count += r.unlink(key) if r.type(key) == 'set' else r.delete(key)",
+        ),
+    ),
     _wrong(
         "stalls",
         "a TTL of 0 s deletes at once, like DEL",
@@ -140,7 +149,7 @@ SMALL, OTHERS, MEMBERS = 6_000, 8_000, 12_000
 FILL = """-- KEYS: none. ARGV: prefix, small keys, members of the big ones.
 for n = 1, ARGV[2] do redis.call('SET', ARGV[1] .. 'item:' .. n, n) end
 for n = 1, ARGV[3] do redis.call('SADD', ARGV[1] .. 'seen', 'member:' .. n) end
-for n = 1, ARGV[3] / 4 do
+for n = 1, ARGV[3] / 2 do
     redis.call('HSET', ARGV[1] .. 'prices', 'product:' .. n, n)
     redis.call('RPUSH', ARGV[1] .. 'visits', 'visit:' .. n)
     redis.call('ZADD', ARGV[1] .. 'best', n, 'product:' .. n)
@@ -205,7 +214,7 @@ def cost(r: Any, words: list[str]) -> int:
     if name in HARMLESS:
         return 1
     if name == "UNLINK":
-        return int(r.unlink(*words[1:])) + 1
+        return max(int(r.unlink(*words[1:])), 1)
     if name == "SCAN":
         upper = [word.upper() for word in words]
         return int(words[upper.index("COUNT") + 1]) if "COUNT" in upper else 10
@@ -244,8 +253,8 @@ def _check_prefix(fn: Any, lab: Lab, prefix: str, neighbours: tuple[str, ...]) -
     r: Any = lab.r
     _fill(r, prefix, neighbours)
     story = Story(
-        f"under {prefix!r}: {SMALL:,} small keys, a set of {MEMBERS:,} members, a hash, a list, a sorted "
-        f"set; beside it {OTHERS:,} keys"
+        f"under {prefix!r}: {SMALL:,} small keys, a set of {MEMBERS:,} members, a hash, a list and a "
+        f"sorted set of {MEMBERS // 2:,} each; beside it {OTHERS:,} keys"
     )
     with _same_settings(story, r), overheard(lab) as heard:
         found = fn(r, prefix)
