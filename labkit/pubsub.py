@@ -40,6 +40,7 @@ from redis.retry import Retry
 GLOB = frozenset("*?[\\")  # a pattern has one of these; a backslash takes the next character as it is
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0  # seconds before connecting again, at most: doubled each time
 MESSAGES = (b"message", b"pmessage", b"smessage")
+FAILURES = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 ENDED = (b"unsubscribe", b"punsubscribe", b"sunsubscribe")
 JITTER = random.SystemRandom()  # leaves the program's own random numbers alone
 
@@ -112,7 +113,7 @@ def publish(r: Any, channel: str, event: Any, *, sharded: bool = False) -> int:
     """Send `event` as JSON to all who listen to `channel` now. How many they were; one round trip.
 
     The number counts subscriptions at the server that was asked (one that listens twice counts twice). In a
-    cluster that is the node that has the channel's slot, where `subscribe` listens if it can, but for a
+    cluster that is the node that has the channel's slot, where `subscribe` listens if it answers, but for a
     pattern; all nodes pass the message on, so 0 does not mean that nobody has it. The number says that the
     message was put into their buffers, not that anybody has read it.
 
@@ -315,14 +316,23 @@ class _Listener:
         return self._r.get_redis_connection(node).connection_pool
 
     def _open(self) -> None:
-        """Connect and subscribe. In a cluster, a failure may mean that its nodes have changed: once more."""
+        """Connect and subscribe. In a cluster, a failure may mean that its nodes have changed: once more.
+
+        And where the slot's node, by the new map, does not answer either, any other passes messages on.
+        """
         try:
-            self._subscribe()
-        except (exceptions.RedisError, exceptions.RedisClusterException, OSError):
+            return self._subscribe()
+        except FAILURES:
             if not hasattr(self._r, "nodes_manager") or self.stopped:
                 raise
+        self._disconnect()
+        self._r.nodes_manager.initialize()
+        try:
+            self._subscribe()
+        except FAILURES:
+            if self._sharded or self.stopped:
+                raise
             self._disconnect()
-            self._r.nodes_manager.initialize()
             self._subscribe(anywhere=True)
 
     def _subscribe(self, anywhere: bool = False) -> None:

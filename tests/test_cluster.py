@@ -369,6 +369,18 @@ def test_an_interrupted_move_serves_on_and_is_completed(
     assert cluster.move_slots([slot], to=target) == 0, "it is there"
 
 
+def test_a_move_that_a_node_does_not_hear_of_in_time_is_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = shards(cluster)[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(topology, "await_until", lambda unmet, seconds: "B2 does not know yet")
+        with pytest.raises(
+            ServerFailed, match=r"are moved, but not every node knows: B2 does not know yet\."
+        ):
+            cluster.move_slots(slots_of(cluster, owner)[:1], to=owner)
+
+
 def test_a_primary_that_gives_its_last_slot_becomes_a_replica(cluster: Cluster, rc: Any) -> None:
     written = acknowledged(rc, 80)
     first, second, third = shards(cluster)

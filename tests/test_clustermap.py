@@ -64,6 +64,19 @@ def primary_of(view: FleetView, slot: int) -> str:
 # --- a fleet, and its map -----------------------------------------------------------------------------------
 
 
+def test_it_starts_when_it_is_looked_at_and_not_to_end_the_load() -> None:
+    fleet = Fleet()
+    try:
+        fleet.load(False)
+        assert not any(node.running for node in fleet.cluster.nodes)
+        assert fleet.view.unserved == 0 and len(fleet.view.seats) == 6
+        fleet.close()
+        assert not any(node.running for node in fleet.cluster.nodes)
+        assert fleet.view.unserved == 0
+    finally:
+        fleet.close()
+
+
 def test_a_primary_is_killed_its_replica_takes_over_and_it_comes_back(panel: ClusterMap) -> None:
     fleet = panel.fleet
     until(lambda: len([seat for seat in fleet.view.seats if seat.per_second]) == 3)
@@ -172,8 +185,16 @@ def test_without_a_browser_it_is_a_failover_in_a_picture_and_nothing_is_left(
     shown: list[dict[str, Any]] = []
     monkeypatch.setattr(panel_parts, "publish_display_data", lambda data, metadata: shown.append(data))
     monkeypatch.setattr("labkit.in_browser", lambda: False)
-    before, made = set(threading.enumerate()), ClusterMap()
+    timeouts: list[float] = []
+
+    def noted(*given: Any, **options: Any) -> Fleet:
+        timeouts.append(options.get("node_timeout", 0))
+        return Fleet(*given, **options)
+
+    monkeypatch.setattr(clustermap, "Fleet", noted)
+    before, made = set(threading.enumerate()), ClusterMap(node_timeout=0.8)
     made._ipython_display_()
+    assert timeouts == [0.8, 0.8]
     assert set(shown[0]) == {"image/svg+xml", "text/plain"}
     assert shown[0]["text/plain"] == "<ClusterMap: a cluster of 6 nodes>"
     words = texts(shown[0]["image/svg+xml"])

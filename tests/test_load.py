@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from redis.crc import key_slot
+from redis.exceptions import OutOfMemoryError
 
+from labkit.rig import topology
 from labkit.rig.load import Load, Turn, _counted, load
 from labkit.rig.server import Cluster
 
@@ -19,6 +22,23 @@ def test_every_primary_is_kept_busy_and_counted() -> None:
         assert list(found.cpu) == ["A", "B"] and min(found.cpu.values()) > 0
         assert found.seconds > 0.1, "half of what was asked for, were one process late"
         assert not any(node.client().dbsize() for node in cluster.nodes)
+
+
+def test_a_primary_whose_only_slot_is_that_of_no_short_number_is_kept_busy_too() -> None:
+    short = {key_slot(f"{n}".encode()) for n in range(topology.SLOTS)}
+    with Cluster(2, 0) as cluster:
+        its = [slot for slot, name in cluster.owners().items() if name == "B"]
+        cluster.move_slots({*its} - {next(slot for slot in its if slot not in short)}, to="A")
+        found = load({"two": cluster}, seconds=0.1, members=100)["two"]
+        assert list(found.cpu) == ["A", "B"]
+
+
+def test_no_set_stays_where_the_next_cluster_takes_none() -> None:
+    with Cluster(1, 0) as first, Cluster(1, 0) as full:
+        full["A"].config["maxmemory"] = 1
+        with pytest.raises(OutOfMemoryError):
+            load({1: first, 2: full})
+        assert first["A"].client().dbsize() == 0
 
 
 def test_a_cluster_without_slots_is_refused() -> None:

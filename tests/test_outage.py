@@ -88,6 +88,8 @@ def test_a_writer_ends_though_nobody_serves_its_slots() -> None:
         over = threading.Event()
         over.set()
         writer.run(over)
+    begin, end = writer.report.gap
+    assert end - begin >= 0.05, "the silence at its end counts"
     assert writer.report.acknowledged == []
     assert set(writer.report.errors) <= {"no connection", *(kind.__name__ for kind in FAILURES)}
 

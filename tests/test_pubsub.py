@@ -895,12 +895,41 @@ def cluster_of_two() -> Iterator[tuple[list[Server], Any]]:
                 yield [one, two], cluster
 
 
+def test_a_plain_channel_is_heard_at_the_heir_of_its_slot(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anywhere: list[Any] = []
+    with cluster_of_two() as (servers, cluster), ExitStack() as stack:
+
+        def elsewhere() -> Any:
+            anywhere.append(cluster.get_nodes()[0])
+            return anywhere[-1]
+
+        home = cluster.keyslot("room:0") // 8192
+        old, heir = (stack.enter_context(servers[index].client()) for index in (home, 1 - home))
+        sub = stack.enter_context(subscribe(cluster, "room:0", heard))
+        monkeypatch.setattr(cluster, "get_random_node", elsewhere)
+        for node in (heir, old):
+            node.execute_command(
+                "CLUSTER", "SETSLOT", cluster.keyslot("room:0"), "NODE", heir.cluster("MYID")
+            )
+        servers[home].kill()
+        until(lambda: sub.gaps)
+        assert publish(cluster, "room:0", "again") == 1 and not anywhere
+        until(lambda: heard.events == ["again"])
+
+
 def test_on_a_cluster(heard: Heard) -> None:
     with cluster_of_two() as (servers, cluster), ExitStack() as stack:
         nodes = [stack.enter_context(server.client()) for server in servers]
         names = [f"room:{n}" for n in range(8)]
         homes = [cluster.keyslot(name) // 8192 for name in names]
         assert set(homes) == {0, 1}
+        with ExitStack() as plain:  # each is heard at its slot's node, which is where it is published
+            same = [f"hall:{{{name}}}" for name in names]  # in the same slots, and nothing to "room:*"
+            for name in same:
+                plain.enter_context(subscribe(cluster, name, Heard()))
+            assert [publish(cluster, name, 1) for name in same] == [1] * 8
         sharded = [stack.enter_context(subscribe(cluster, name, heard, sharded=True)) for name in names]
         every = stack.enter_context(subscribe(cluster, "room:*", heard))
         for index, node in enumerate(nodes):

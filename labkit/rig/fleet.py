@@ -146,10 +146,13 @@ class Fleet:
         return self._probes is not None and self._probes.hot
 
     def load(self, on: bool = True) -> None:
-        """Begin to send requests, or end it: then no thread is left."""
+        """Begin to send requests, or `rest()`."""
+        if not on:
+            self.rest()
+            return
         self.start()
         assert self._probes is not None
-        (self._probes.start if on else self._probes.stop)()
+        self._probes.start()
 
     def load_or_rest(self) -> None:
         """The one that is possible."""
@@ -157,7 +160,7 @@ class Fleet:
         self._say("requests go to all slots" if self.loaded else "nobody sends requests")
 
     def rest(self) -> None:
-        """End the load; nothing where it has not begun."""
+        """End the load: then no thread is left; nothing where it has not begun."""
         if self._probes is not None:
             self._probes.stop()
 
@@ -241,10 +244,10 @@ class Fleet:
     @property
     def view(self) -> FleetView:
         """How things stand: two round trips to each node that runs."""
+        self.start()
         members = self.cluster.members()
         seats = self._seats(members)
-        newest = sorted(members.items(), key=lambda item: item[1].epoch)
-        owners = {slot: name for name, one in newest if seats[name].slots for slot in one.slots}
+        owners = topology.owners({name: one for name, one in members.items() if seats[name].alive})
         runs: list[tuple[int, int, str]] = []
         for name in {*owners.values(), ""}:
             its = (slot for slot in range(topology.SLOTS) if owners.get(slot, "") == name)

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.crc import key_slot
-
 from labkit.rig import topology
 from labkit.rig.client import client
 from labkit.rig.processes import processes
@@ -92,11 +90,13 @@ def load(
     sets of `members` numbers: under 0.1 ms of work for the server, and a few bytes for those who ask. The
     sets are removed in the end. Raises ValueError for a cluster whose primaries have no slots.
     """
-    asked = [_prepared(cluster, members) for cluster in clusters.values()]
+    asked = [_keys(cluster) for cluster in clusters.values()]
     everybody = list(zip(clusters.values(), asked, strict=True))
     order = list(range(len(asked)))
     order = [n for number in range(rounds) for n in (order[::-1] if number % 2 else order)]
     try:
+        for cluster, keys in everybody:
+            _prepare(cluster, keys, members)
         nodes = [[(cluster[name].url, *pair) for name, pair in keys.items()] for cluster, keys in everybody]
         reports = processes(workers, _ask, nodes, order, BATCH, seconds / rounds)
     finally:
@@ -111,22 +111,21 @@ def load(
     }
 
 
-def _prepared(cluster: Cluster, members: int) -> dict[str, tuple[str, str]]:
-    """Two sets on each primary that has slots, half of their members the same; the keys, by its name."""
+def _keys(cluster: Cluster) -> dict[str, tuple[str, str]]:
+    """Two keys for each primary that has slots, by its name."""
     owners = cluster.owners()
     if not owners:
         raise ValueError("this cluster has no primary with slots")
-    found: dict[str, tuple[str, str]] = {}
-    for n in range(topology.SLOTS):
-        name = owners.get(key_slot(f"{n}".encode()), "")
-        if name and name not in found:
-            found[name] = a, b = f"load:{{{n}}}:a", f"load:{{{n}}}:b"
-            with cluster[name].client() as r:
-                r.sadd(a, *range(members))
-                r.sadd(b, *range(members // 2, members + members // 2))
-        if len(found) == len(set(owners.values())):
-            break
-    return dict(sorted(found.items()))
+    tags = topology.tags(owners, 1)
+    return {name: (f"load:{{{tag}}}:a", f"load:{{{tag}}}:b") for name, [tag] in tags.items()}
+
+
+def _prepare(cluster: Cluster, keys: Mapping[str, tuple[str, str]], members: int) -> None:
+    """Two sets on each primary, half of their members the same."""
+    for name, (a, b) in keys.items():
+        with cluster[name].client() as r:
+            r.sadd(a, *range(members))
+            r.sadd(b, *range(members // 2, members + members // 2))
 
 
 class _Link:

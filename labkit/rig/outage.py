@@ -15,10 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any
-
-from redis.crc import key_slot
 
 from labkit.rig import topology
 from labkit.rig.processes import spawn
@@ -53,7 +50,7 @@ class Range:
     """Writes that were acknowledged, and are nowhere after the failover."""
     begin: float
     end: float
-    """Of the longest time between two writes that a server has carried out."""
+    """Of the longest time without a write that a server has carried out."""
     errors: tuple[tuple[str, int], ...]
     """What clients were told meanwhile, and how often."""
 
@@ -150,9 +147,9 @@ def outage(
     large.) With `wait`, each SET is followed by WAIT `wait` 100, and counts as acknowledged only where so
     many replicas had it in time ("unconfirmed" else).
 
-    Every key that it wrote is removed in the end; the node stays dead: `cluster.revive(found.killed)`. Raises
-    ValueError where nobody serves the slot or nobody can take over, ServerFailed where nobody does in time,
-    or no replica falls so far behind.
+    Every key that it wrote is removed in the end, though not where it raises; the node stays dead:
+    `cluster.revive(found.killed)`. Raises ValueError where nobody serves the slot or nobody can take over,
+    ServerFailed where nobody does in time, or no replica falls so far behind.
     """
     owners = cluster.owners()
     if slot not in owners:
@@ -161,7 +158,7 @@ def outage(
     replicas = cluster.replicas_of(victim)
     if not replicas:
         raise ValueError(f"{victim.name} has no replica that could take over")
-    tags, plan = _tags(owners), Plan(size, wait, pause, timeout)
+    tags, plan = topology.tags(owners, TAGS), Plan(size, wait, pause, timeout)
     with spawn(_write, cluster.url, list(tags.values()), list(plan)) as writers:
         time.sleep(before)
         killed = _kill(cluster, victim, replicas, behind)
@@ -175,18 +172,6 @@ def outage(
     ]
     ranges.sort(key=lambda one: int(one.name.partition("–")[0]))
     return Outage(victim.name, heir.name, tuple(ranges))
-
-
-def _tags(owners: Mapping[int, str]) -> dict[str, list[str]]:
-    """Hash tags of slots of each primary."""
-    tags: dict[str, list[str]] = {name: [] for name in sorted(set(owners.values()))}
-    for n in count():
-        mine = tags.get(owners.get(key_slot(f"{n}".encode()), ""))
-        if mine is not None and len(mine) < TAGS:
-            mine.append(f"{n}")
-        if all(len(found) == TAGS for found in tags.values()):
-            return tags
-    raise AssertionError("count() does not end")
 
 
 def _kill(cluster: Cluster, victim: Node, replicas: Sequence[Node], behind: int) -> float:

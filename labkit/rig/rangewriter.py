@@ -37,7 +37,7 @@ class Report(NamedTuple):
     missed: list[int]
     """Not acknowledged."""
     gap: tuple[float, float]
-    """The longest time between two writes that a server has carried out."""
+    """The longest time without a write that a server has carried out."""
     errors: dict[str, int]
 
     @property
@@ -91,6 +91,7 @@ class Writer:
             if self._once() and over.is_set():
                 return
             time.sleep(self.plan.pause)
+        self._silent_until(time.monotonic())
 
     def _once(self) -> bool:
         """One write; True where a server has carried it out, confirmed or not."""
@@ -104,13 +105,16 @@ class Writer:
             with contextlib.suppress(*FAILURES):
                 self.rc.nodes_manager.initialize()
             return False
-        now = time.monotonic()
-        self.gap = max(self.gap, (self.last, now), key=lambda pair: pair[1] - pair[0])
+        self._silent_until(now := time.monotonic())
         self.last = now
         if not confirmed:
             self.missed.append(number)
             self.errors["unconfirmed"] += 1
         return True
+
+    def _silent_until(self, now: float) -> None:
+        """Since the last write that a server has carried out: the longest such time counts."""
+        self.gap = max(self.gap, (self.last, now), key=lambda pair: pair[1] - pair[0])
 
     @property
     def report(self) -> Report:

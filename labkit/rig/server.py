@@ -547,10 +547,7 @@ class Cluster:
 
     def owners(self) -> dict[int, str]:
         """The name of the primary of each slot that a running one serves, by what the nodes say now."""
-        members = sorted(
-            self._awake().items(), key=lambda item: item[1].epoch
-        )  # the newest has the last word
-        return {slot: name for name, one in members if one.is_primary for slot in one.slots}
+        return topology.owners(self._awake())
 
     def _note(self) -> None:
         """Remember who serves what, for `await_failover()`."""
@@ -624,8 +621,9 @@ class Cluster:
         redis.io's order of commands (`labkit.rig.topology.move`): about 100 keys a MIGRATE. In the end every
         running node knows. A primary that has given its last slot becomes a replica of the one that took it
         (`cluster-allow-replica-migration`). Raises ValueError for a slot that is none or that nobody serves,
-        or where `to` is no primary; an error of a server in the middle goes up, and that slot stays half
-        moved, until it is moved again: clients are served meanwhile.
+        or where `to` is no primary, and ServerFailed where the slots are moved and a node does not know it
+        after 20 s; an error of a server in the middle goes up, and that slot stays half moved, until it is
+        moved again: clients are served meanwhile.
         """
         target, owners, wanted = self._of(to), self.owners(), sorted(set(slots))
         if unowned := [slot for slot in wanted if slot not in owners]:
@@ -641,8 +639,12 @@ class Cluster:
                 if name in primaries
             }
             moved = topology.move(wanted, ids, target.id, nodes, self._password)
-            topology.await_until(lambda: topology.unaware(clients, target.id, wanted), seconds=5)
+            why = topology.await_until(lambda: topology.unaware(clients, target.id, wanted), seconds=20)
         self._note()
+        if why:
+            raise ServerFailed(
+                f"The slots are moved, but not every node knows: {why}.", "await_whole() first."
+            )
         return moved
 
     def add_primary(self, timeout: float = 30) -> Node:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
+from redis.crc import key_slot
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 SLOTS = 16_384
@@ -74,6 +75,24 @@ def ranges(slots: Iterable[int]) -> list[tuple[int, int]]:
         else:
             runs.append((slot, slot))
     return runs
+
+
+def owners(members: Mapping[str, Member]) -> dict[int, str]:
+    """The name of the primary of each slot: of several that claim it, the one with the greatest epoch."""
+    oldest_first = sorted(members.items(), key=lambda item: item[1].epoch)
+    return {slot: name for name, one in oldest_first if one.is_primary for slot in one.slots}
+
+
+def tags(owners: Mapping[int, str], each: int) -> dict[str, list[str]]:
+    """So many hash tags of slots of each primary, by its name; `owners` are the names, by slot."""
+    found: dict[str, list[str]] = {name: [] for name in sorted(set(owners.values()))}
+    for n in itertools.count():
+        mine = found.get(owners.get(key_slot(f"{n}".encode()), ""))
+        if mine is not None and len(mine) < each:
+            mine.append(f"{n}")
+        if all(len(its) == each for its in found.values()):
+            return found
+    raise AssertionError("count() does not end")
 
 
 def shares(primaries: int) -> list[range]:

@@ -65,7 +65,8 @@ class ClusterMap(Pressed):
 
     def __init__(self, primaries: int = 3, replicas: int = 1, *, node_timeout: float = 1.0) -> None:
         super().__init__()
-        self.fleet = fleet = Fleet(primaries, replicas, node_timeout=node_timeout)
+        self._fleet = partial(Fleet, primaries, replicas, node_timeout=node_timeout)
+        self.fleet = fleet = self._fleet()
         self.title = f"a cluster of {len(fleet.names)} nodes"
         self.switches = {
             name: self._add(f"kill-{name}", partial(fleet.kill_or_revive, name)) for name in fleet.names
@@ -103,7 +104,7 @@ class ClusterMap(Pressed):
     def _beat(self) -> bool:
         self.refresh()
         if time.monotonic() - self._touched > PATIENCE:
-            self.fleet.load(False)
+            self.fleet.rest()
             self.refresh()
             return False
         return self.error is None
@@ -135,7 +136,7 @@ class ClusterMap(Pressed):
 
     def _static(self) -> dict[str, Any]:
         """A is killed under load, and A2 takes over; nothing is left behind."""
-        with Fleet(self.fleet.primaries, self.fleet.replicas) as fleet:
+        with self._fleet() as fleet:
             time.sleep(0.5)
             fleet.kill("A")
             fleet.cluster.await_failover("A")
