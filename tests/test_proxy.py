@@ -40,6 +40,7 @@ def best(measure: Callable[[], float], good: Callable[[float], bool], attempts: 
     for _ in range(attempts - 1):
         if good(found):
             break
+        time.sleep(1)  # the other work may be over then
         found = measure()
     return found
 

@@ -231,8 +231,9 @@ class Patient:
                 r.mset(dict.fromkeys(range(first, first + 1000), 1))
 
     def leak(self) -> bool:
-        self.r.config_set("maxclients", 64)
-        return self.connect(56)
+        """Room is left for the answer's own connections, and for earlier ones that are about to end."""
+        self.r.config_set("maxclients", 256)
+        return self.connect(224)
 
     def connect(self, count: int) -> bool:
         for _ in range(count):
