@@ -205,7 +205,7 @@ def retry(call, attempts, base, cap, sleep, uniform):
             failures += 1
 """,
             "bounded",
-            "it never gives up",
+            "`while True` without a bound: if the server stays away, the caller never learns of it",
         ),
         Wrong(
             """
@@ -268,7 +268,7 @@ def retry(call, attempts, base, cap, sleep, uniform):
         sleep(uniform(0, base))
 """,
             "backoff",
-            "the pauses do not grow",
+            "the same pause each time: a server that is away for long is asked as often as at first",
         ),
         Wrong(
             """
@@ -284,7 +284,7 @@ def retry(call, attempts, base, cap, sleep, uniform):
         sleep(min(cap, base * 2 ** (failures - 1)))
 """,
             "jitter",
-            "all clients come back at the same moment",
+            "grows, but without chance: all who failed together come back together",
         ),
         Wrong(
             """
@@ -471,7 +471,7 @@ def count_once(r, counter, request, remember):
     return r.incr(counter)
 """,
             "once",
-            "each attempt counts",
+            "a bare INCR: each attempt counts, the repeated one too",
         ),
         Wrong(
             """
@@ -484,22 +484,22 @@ def count_once(r, counter, request, remember):
     return int(r.get(marker))
 """,
             "one step",
-            "a crash after the first SET loses the request",
+            "SET NX, then INCR: a crash in between, and the repeated request finds a marker with no reply",
         ),
         Wrong(
             COUNT_ONCE.replace("return tonumber(reply)", "return tonumber(redis.call('GET', KEYS[1]))"),
             "same reply",
-            "the repeated request gets the current count",
+            "repeats the current count: a repeated request must get what it got the first time",
         ),
         Wrong(
             COUNT_ONCE.replace(", 'EX', ARGV[1]", ""),
             "forgets",
-            "markers without a time to live",
+            "a marker without a TTL: memory grows with each request that ever was",
         ),
         Wrong(
             COUNT_ONCE.replace('f"{counter}:seen:{request}"', 'f"workbook:seen:{request}"'),
             "separate",
-            "one marker for all counters",
+            "one marker for all counters: order 3 of the returns is taken for order 3 of the orders",
         ),
         Wrong(
             """
@@ -517,7 +517,7 @@ def count_once(r, counter, request, remember):
     return r.eval(SCRIPT, 2, counter, f"{counter}:seen", request, remember)
 """,
             "forgets",
-            "one hash, whose time to live begins anew with each request",
+            "one hash for all markers, renewed by each: while requests come nothing is forgotten",
         ),
         Wrong(
             """
@@ -534,14 +534,14 @@ def count_once(r, counter, request, remember):
     return r.eval(SCRIPT, 2, counter, f"{counter}:seen", request)
 """,
             "forgets",
-            "one hash for ever",
+            "one hash for all markers, without a TTL: it grows for ever",
         ),
         Wrong(
             COUNT_ONCE.replace(
                 'return reply\n"""', 'redis.call(\'EXPIRE\', KEYS[1], ARGV[1])\nreturn reply\n"""'
             ),
             "keeps",
-            "the counter expires with its markers",
+            "the counter gets the TTL as well: after a quiet minute it begins at 1 again",
         ),
     ),
     grade=_grade_count_once,
@@ -679,7 +679,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_url(url, decode_responses=True)
 """,
             "bound",
-            "as many connections as callers",
+            "the default pool has no bound that helps here: as many connections as callers at once",
         ),
         Wrong(
             """
@@ -689,7 +689,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_url(url, max_connections=connections, decode_responses=True)
 """,
             "waits",
-            "it fails fast",
+            "max_connections= on the client: this pool refuses at once, it does not wait",
         ),
         Wrong(
             """
@@ -700,7 +700,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_pool(pool)
 """,
             "bound",
-            "the pool's own bound is 50",
+            "BlockingConnectionPool without max_connections: its own bound is 50, not `connections`",
         ),
         Wrong(
             """
@@ -713,7 +713,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_pool(pool)
 """,
             "gives up",
-            "it waits without a bound",
+            "timeout=None: when all connections are stuck, every caller waits for ever",
         ),
         Wrong(
             """
@@ -726,7 +726,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_pool(pool)
 """,
             "gives up",
-            "the socket's timeout, not the pool's",
+            "socket_timeout bounds the wait for a reply, not the wait for a connection",
         ),
         Wrong(
             """
@@ -736,7 +736,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_url(url, single_connection_client=True, decode_responses=True)
 """,
             "parallel",
-            "one connection for all",
+            "a client with one connection: callers stand in line though more are allowed",
         ),
         Wrong(
             """
@@ -747,7 +747,7 @@ def make_client(url, connections, wait):
     return redis.Redis.from_pool(pool)
 """,
             "text",
-            "replies are bytes",
+            "no decode_responses: replies are bytes, and b'café' is not 'café'",
         ),
     ),
     grade=_grade_pool,

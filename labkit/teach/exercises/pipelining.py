@@ -47,7 +47,7 @@ def load(r, pairs, size=100):
     return count
 """,
         "round_trips",
-        "one round trip for each key",
+        "one SET, one round trip for each key: the way costs more than the work",
     ),
     Wrong(
         """
@@ -58,7 +58,7 @@ def load(r, pairs, size=100):
     return len(pipe.execute())
 """,
         "batch",
-        "everything in one pipeline",
+        "everything in one pipeline: client and server keep all of it in memory",
     ),
     Wrong(
         """
@@ -72,7 +72,7 @@ def load(r, pairs, size=100):
     return len(pairs)
 """,
         "memory",
-        "bounded batches, but a list of everything first",
+        "list() before the batches: ten million pairs are in memory before the first is sent",
     ),
     Wrong(
         """
@@ -117,7 +117,7 @@ def load(r, pairs, size=100):
     return count
 """,
         "count",
-        "counts batches, not keys",
+        "counts batches in place of keys",
     ),
 )
 
@@ -193,7 +193,11 @@ def get_many(r, names):
 '''
 
 MANY_WRONG = (
-    Wrong("def get_many(r, names):\n    return {n: r.get(n) for n in names}\n", "round_trips", "a GET each"),
+    Wrong(
+        "def get_many(r, names):\n    return {n: r.get(n) for n in names}\n",
+        "round_trips",
+        "a GET for each name: it waits as often as there are names",
+    ),
     Wrong(
         """
 def get_many(r, names):
@@ -201,7 +205,7 @@ def get_many(r, names):
     return {n: v for n, v in zip(names, r.mget(names)) if v is not None} if names else {}
 """,
         "missing",
-        "leaves out what is missing",
+        "leaves out what is missing: the caller cannot tell None from not asked",
     ),
     Wrong(
         """
@@ -210,7 +214,7 @@ def get_many(r, names):
     return {n: v or None for n, v in zip(names, r.mget(names))} if names else {}
 """,
         "values",
-        "takes an empty string for nothing",
+        "`if value`: an empty text is a value, too",
     ),
     Wrong(
         """
@@ -219,12 +223,12 @@ def get_many(r, names):
     return dict(zip(names, r.mget(names))) if names else {}
 """,
         "order",
-        "in an order of its own",
+        "sorts the names: the caller's order is lost",
     ),
     Wrong(
         "def get_many(r, names):\n    names = list(names)\n    return dict(zip(names, r.mget(names)))\n",
         "empty",
-        "asks the server about no keys at all",
+        "MGET without a key is an error of the server",
     ),
     Wrong(
         """
@@ -237,7 +241,7 @@ def get_many(r, names):
     return {n: values.get(n) for n in names}
 """,
         "round_trips",
-        "asks first which of them exist",
+        "asks for each name first whether it exists: as many round trips as there are names",
     ),
 )
 
@@ -330,7 +334,7 @@ def count_all(r, names):
     return failed
 """,
         "round_trips",
-        "right, but a round trip each",
+        "right, but one round trip for each key: one pipeline gives the same replies",
     ),
     Wrong(
         """
@@ -347,7 +351,7 @@ def count_all(r, names):
     return []
 """,
         "failed",
-        "one error, and it calls them all failed",
+        "one error, and it calls them all failed: the others have been counted",
     ),
     Wrong(
         """
@@ -375,7 +379,7 @@ def count_all(r, names):
     return [name for name, reply in zip(names, pipe.execute(raise_on_error=False)) if not reply]
 """,
         "failed",
-        "an exception in the replies is not falsy",
+        "looks for replies that are falsy: an error among the replies is an object, and true",
     ),
     Wrong(
         """
@@ -387,7 +391,7 @@ def count_all(r, names):
     return [name for name, reply in zip(names, replies) if "WRONGTYPE" in str(reply)]
 """,
         "failed",
-        "knows one error by its text; a string that is no number gives another",
+        "knows one error by its words: another kind of value gives another error",
     ),
 )
 
@@ -495,7 +499,7 @@ def transfer(r, source, target, amount):
     return True
 """,
         "overdraft",
-        "MULTI without WATCH: the check is outside",
+        "asks for the balance, then MULTI: two who ask at once both find enough",
     ),
     Wrong(
         """
@@ -518,7 +522,7 @@ def transfer(r, source, target, amount):
                 continue
 """,
         "overdraft",
-        "WATCH after the read is too late",
+        "WATCH after the read: a payment between the two is not seen",
     ),
     Wrong(
         """
@@ -534,7 +538,7 @@ def transfer(r, source, target, amount):
         return True
 """,
         "gives_up",
-        "WATCH without trying again",
+        "no second attempt: the WatchError goes to the caller, because somebody else was faster",
     ),
     Wrong(
         """

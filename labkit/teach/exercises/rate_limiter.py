@@ -155,7 +155,7 @@ BOUNDARY_WRONG = (
         return True
 """,
         "keys",
-        "one count for all clients",
+        "one key for all clients: one of them uses up the limit of the others",
     ),
     Wrong(
         _HEAD
@@ -434,7 +434,7 @@ def hit(r, key, limit, window):
     return r.eval(LUA, 1, key) <= limit
 """,
         "ttl",
-        "the count is never forgotten",
+        "INCR without a TTL: after the first `limit` requests a client is locked out for ever",
     ),
     Wrong(
         """
@@ -512,12 +512,12 @@ def hit(r, key, limit, window):
     return len(recent) < limit
 """,
         "shared",
-        "the count is in this process, and a key for show in Redis",
+        "counts in the process, and writes a key for show: each process has a limit of its own",
     ),
     Wrong(
         TRIP.replace("window * 1000", "window * 500"),
         "window",
-        "windows half as long as asked",
+        "half the window: twice as many get in as asked for",
     ),
     Wrong(
         TRIP.replace("if count == 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end", "").replace(
@@ -700,12 +700,12 @@ HONEST_WRONG = (
     Wrong(
         _spoilt((_WAIT, "1 / self.rate")),
         "honest",
-        "the time for one token, whatever the call costs",
+        "the time for one token, whatever the call costs: it comes too early and is refused again",
     ),
     Wrong(
         _spoilt((_WAIT, "self.capacity / self.rate")),
         "shortest",
-        "safe, but far too long",
+        "says the time for a full bucket: never too early, and far longer than need be",
     ),
     Wrong(
         _spoilt((_NOTE, ""), (_SPEND, _SPEND + _NOTE)),
@@ -715,17 +715,17 @@ HONEST_WRONG = (
     Wrong(
         _spoilt(("(now - self.at) * self.rate", "int(now - self.at) * self.rate")),
         "honest",
-        "whole seconds: what drips in between is lost",
+        "counts whole seconds: what drips in between is lost, so the answer is wrong",
     ),
     Wrong(
         _spoilt(("self.level, self.at = capacity, now()", "self.level, self.at = 0, now()")),
         "burst",
-        "empty at first",
+        "empty at first: a new client is refused, though nobody has taken anything yet",
     ),
     Wrong(
         _spoilt(("return True, 0.0", "return True, 1 / self.rate")),
         "honest",
-        "makes a client wait that was admitted",
+        "tells a client to wait that was admitted: it goes at the pace of one token, for nothing",
     ),
 )
 

@@ -90,7 +90,7 @@ def encode(*words):
     return frame.encode()
 """,
             "bytes",
-            "characters counted, not bytes",
+            "len() of the text: é is one character and two bytes, and the server counts bytes",
         ),
         Wrong(
             """
@@ -98,7 +98,7 @@ def encode(*words):
     return b"".join(b"$%d\\r\\n%b\\r\\n" % (len(word.encode()), word.encode()) for word in words)
 """,
             "frame",
-            "no array header",
+            "no `*3` before the words: the server does not know that a command begins",
         ),
         Wrong(
             """
@@ -107,7 +107,7 @@ def encode(*words):
     return frame + b"".join(b"$%d\\n%b\\n" % (len(word.encode()), word.encode()) for word in words)
 """,
             "frame",
-            "line feeds only",
+            "`\\n` in place of `\\r\\n`: the server waits for the rest of the line",
         ),
         Wrong(
             """
@@ -117,7 +117,7 @@ def encode(*words):
     return frame + b"".join(b"$%d\\r\\n%b\\r\\n" % (len(word.encode()), word.encode()) for word in words)
 """,
             "empty",
-            "empty words dropped",
+            "drops empty words: an empty text is a word of length 0, and belongs there",
         ),
         Wrong(
             """
@@ -127,7 +127,7 @@ def encode(*words):
     return frame + b"".join(b"$%d\\r\\n%b\\r\\n" % (len(word.encode()), word.encode()) for word in words)
 """,
             "binary",
-            "line ends replaced",
+            "replaces line ends as if they were dangerous: by its length a word may hold anything",
         ),
         Wrong(
             """
@@ -135,7 +135,7 @@ def encode(*words):
     return f"*{len(words)}\\r\\n" + "".join(f"${len(word)}\\r\\n{word}\\r\\n" for word in words)
 """,
             "frame",
-            "text in place of bytes",
+            "a str: a socket carries bytes, and only bytes have the length that counts",
         ),
     ),
     grade=_grade_encode,
@@ -230,31 +230,35 @@ def remember(r, key, value, seconds):
     r.set(key, value, px=max(1, round(seconds * 1000)))
 ''',
     wrong=(
-        Wrong("def remember(r, key, value, seconds):\n    r.set(key, value)\n", "ttl", "no TTL"),
+        Wrong(
+            "def remember(r, key, value, seconds):\n    r.set(key, value)\n",
+            "ttl",
+            "SET without EX or PX: the key lives for ever",
+        ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, value)\n    r.expire(key, seconds)\n",
             "one step",
-            "SET, then EXPIRE",
+            "SET, then EXPIRE: a crash in between leaves a key for ever",
         ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, value, px=int(seconds))\n",
             "ttl",
-            "seconds taken for milliseconds",
+            "PX with seconds: a day becomes 86 seconds",
         ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, value, ex=int(seconds), nx=True)\n",
             "again",
-            "NX keeps the old value",
+            "NX writes only where nothing is: the second call changes nothing",
         ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, value, ex=int(seconds))\n",
             "fraction",
-            "0.5 becomes 0, which the server refuses",
+            "EX counts whole seconds: 0.5 becomes 0, which the server refuses",
         ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, value, ex=max(1, int(seconds)))\n",
             "fraction",
-            "0.5 becomes 1",
+            "max(1, …) hides the refusal: 0.5 s become 1 s",
         ),
         Wrong(
             """
@@ -265,12 +269,12 @@ def remember(r, key, value, seconds):
         r.set(key, value, ex=int(seconds))
 """,
             "fraction",
-            "1.5 becomes 1",
+            "PX below a second and EX above: 1.5 s become 1 s",
         ),
         Wrong(
             "def remember(r, key, value, seconds):\n    r.set(key, str(seconds), ex=int(seconds))\n",
             "value",
-            "stores something else",
+            "stores the seconds in place of the value",
         ),
     ),
     grade=_grade_remember,
@@ -344,19 +348,29 @@ def pattern(user):
         Wrong(
             'def pattern(user):\n    return f"workbook:00:user:{user}*"\n',
             "neighbour",
-            "no colon: 70 is found too",
+            "no colon after the user: 7* is 70, too",
         ),
         Wrong(
-            'def pattern(user):\n    return f"workbook:00:*:{user}:*"\n', "elsewhere", "42 is an order, too"
+            'def pattern(user):\n    return f"workbook:00:*:{user}:*"\n',
+            "elsewhere",
+            "a * before the user: order:42 has a 42 as well",
         ),
-        Wrong('def pattern(user):\n    return f"*{user}*"\n', "neighbour", "anything with a 7 in it"),
+        Wrong('def pattern(user):\n    return f"*{user}*"\n', "neighbour", "*7*: whatever has a 7 anywhere"),
         Wrong(
             'def pattern(user):\n    return f"workbook:00:user:{user}:*"\n',
             "glob",
             "ann* stands for anna, too",
         ),
-        Wrong('def pattern(user):\n    return f"workbook:00:user:{user}"\n', "own", "a name, not a pattern"),
-        Wrong('def pattern(user):\n    return f"workbook:00:user:{user}:?"\n', "own", "one character only"),
+        Wrong(
+            'def pattern(user):\n    return f"workbook:00:user:{user}"\n',
+            "own",
+            "no * at the end: that is one name, and no key is called so",
+        ),
+        Wrong(
+            'def pattern(user):\n    return f"workbook:00:user:{user}:?"\n',
+            "own",
+            "? is one character, and most names are longer",
+        ),
         Wrong(
             """
 def pattern(user):
@@ -364,7 +378,7 @@ def pattern(user):
     return f"workbook:00:user:{user}:*"
 """,
             "glob",
-            "only the star is quoted",
+            "quotes the star alone: ?, [ and \\ have a meaning, too",
         ),
         Wrong(
             """
@@ -376,7 +390,7 @@ def pattern(user):
     return f"workbook:00:user:{quoted}:*"
 """,
             "glob",
-            "the backslash itself is not quoted",
+            "quotes *, ? and [ but not \\: a backslash in the name takes the meaning of the next one",
         ),
     ),
     grade=_grade_pattern,
@@ -468,20 +482,28 @@ def count(r, pattern):
     return len(set(r.scan_iter(match=pattern, count=1000)))
 ''',
     wrong=(
-        Wrong("def count(r, pattern):\n    return len(r.keys(pattern))\n", "keys", "KEYS"),
+        Wrong(
+            "def count(r, pattern):\n    return len(r.keys(pattern))\n",
+            "keys",
+            "KEYS: everybody waits while the server looks at all keys",
+        ),
         Wrong(
             """
 def count(r, pattern):
     return r.eval("return #redis.call('KEYS', ARGV[1])", 0, pattern)
 """,
             "keys",
-            "KEYS in a script",
+            "KEYS in a script: a script is one step, so everybody waits all the same",
         ),
-        Wrong("def count(r, pattern):\n    return r.dbsize()\n", "all", "counts every key"),
+        Wrong(
+            "def count(r, pattern):\n    return r.dbsize()\n",
+            "all",
+            "DBSIZE counts every key, whatever its name is",
+        ),
         Wrong(
             "def count(r, pattern):\n    return len(r.scan(0, match=pattern, count=1000)[1])\n",
             "all",
-            "one page",
+            "one SCAN: that is one page, and the cursor says that there are more",
         ),
         Wrong(
             """
@@ -494,17 +516,17 @@ def count(r, pattern):
     return len(total)
 """,
             "all",
-            "takes an empty page for the end",
+            "stops at an empty page: a page may be empty, only cursor 0 is the end",
         ),
         Wrong(
             "def count(r, pattern):\n    return len(set(r.scan_iter(match=pattern, count=1_000_000)))\n",
             "step",
-            "SCAN that behaves like KEYS",
+            "SCAN with a COUNT of a million: one long step, like KEYS",
         ),
         Wrong(
             "def count(r, pattern):\n    return sum(1 for _ in r.scan_iter(match=pattern, count=1000))\n",
             "twice",
-            "keys that SCAN returns twice",
+            "counts what SCAN gives: it may give a key twice",
         ),
     ),
     grade=_grade_count,

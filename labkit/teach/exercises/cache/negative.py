@@ -77,7 +77,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "falsy",
-        "what is falsy is not stored",
+        "stores only what is true: 0, '' and [] are asked of the database each time",
         (_SET, f"if value or value is None:\n        {_SET}"),
     ),
     wrong(
@@ -105,7 +105,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "nothing",
-        "a hit gives the mark in place of None",
+        "a hit gives the mark '' where there is nothing: the caller takes it for a value",
         (_READ, "return json.loads(text or '\"\"')"),
     ),
     wrong(
@@ -115,32 +115,42 @@ WRONG = (
         ('("", negative_ttl)', "('\"nothing\"', negative_ttl)"),
         (_READ, "value = json.loads(text)\n        return None if value == 'nothing' else value"),
     ),
-    wrong(REFERENCE, "ttl", "no TTL", (_SET, "r.set(key, text)")),
     wrong(
         REFERENCE,
         "ttl",
-        "nothing is remembered for ever",
+        "SET without a TTL: a value that nobody deletes is never loaded again, however old it is",
+        (_SET, "r.set(key, text)"),
+    ),
+    wrong(
+        REFERENCE,
+        "ttl",
+        "nothing is remembered for ever: what is created later is never found",
         (_SET, f"if value is None:\n        r.set(key, text)\n    else:\n        {_SET}"),
     ),
     wrong(
         REFERENCE,
         "negative_ttl",
-        "nothing is remembered as long as values are",
+        "nothing is remembered as long as values are: what is created is found too late",
         ('("", negative_ttl)', '("", ttl)'),
     ),
     wrong(
         REFERENCE,
         "ttl",
-        "values are remembered as long as nothing is",
+        "values are remembered only as long as nothing is: they are loaded far too often",
         ("(json.dumps(value), ttl)", "(json.dumps(value), negative_ttl)"),
     ),
     wrong(
         REFERENCE,
         "negative_ttl",
-        "never longer than values are",
+        "min() of the two TTLs: where negative_ttl is the longer one, nothing is forgotten too soon",
         ('("", negative_ttl)', '("", min(ttl, negative_ttl))'),
     ),
-    wrong(REFERENCE, "ttl", "whole seconds", (_SET, "r.set(key, text, ex=max(1, int(seconds)))")),
+    wrong(
+        REFERENCE,
+        "ttl",
+        "EX takes whole seconds: 0.3 s become 1 s, and so do 1.9 s",
+        (_SET, "r.set(key, text, ex=max(1, int(seconds)))"),
+    ),
     wrong(
         REFERENCE,
         "crash",
@@ -156,7 +166,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "json",
-        "a pickle, in base64",
+        "a pickle, in base64: loading it runs whatever somebody else has written there",
         ("import json", "import base64, pickle"),
         ("json.dumps(value)", "base64.b64encode(pickle.dumps(value)).decode()"),
         ("json.loads(text)", "pickle.loads(base64.b64decode(text))"),
@@ -182,13 +192,13 @@ WRONG = (
     wrong(
         REFERENCE,
         "trips",
-        "EXISTS, then GET",
+        "EXISTS, then GET: two round trips for a hit, though GET alone says whether it is there",
         ("text = r.get(key)", "text = r.get(key) if r.exists(key) else None"),
     ),
     wrong(
         REFERENCE,
         "raises",
-        "EXISTS and GET in one round trip: in between it expires",
+        "EXISTS and GET in one round trip are two steps: if the key ends in between, None is parsed",
         (
             _LOOK,
             "    there, text = r.pipeline(transaction=False).exists(key).get(key).execute()\n"
@@ -223,7 +233,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "shared",
-        "a dict in the process before Redis",
+        "a dict in the process before Redis: it knows nothing of a DEL, or of other processes",
         ("import json", "import json\n\nMINE = {}"),
         (_LOOK, "    if key in MINE:\n        return MINE[key]\n" + _LOOK),
         (_SET, f"MINE[key] = value\n    {_SET}"),
@@ -231,14 +241,14 @@ WRONG = (
     wrong(
         REFERENCE,
         "forget",
-        "a dict in the process behind Redis",
+        "a dict in the process behind Redis: after a DEL the old value comes from there",
         ("import json", "import json\n\nMINE = {}"),
         ("value = load()", "value = MINE[key] if key in MINE else MINE.setdefault(key, load())"),
     ),
     wrong(
         REFERENCE,
         "shared",
-        "Redis has only a flag, and a dict of the process has the value",
+        "Redis has only a flag, the value is in a dict: another process has the flag and no value",
         ("import json", "import json\n\nMINE = {}"),
         ("if text is not None:", "if text is not None and key in MINE:"),
         (_READ, "return MINE[key]"),
@@ -247,7 +257,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "meanwhile",
-        "a mark that somebody loads, which others take for nothing",
+        "the mark of nothing is set while it loads: others take that for an answer",
         (
             "    value = load()\n",
             "    r.set(key, '', px=max(1, round(negative_ttl * 1000)))\n    try:\n        value = load()\n"
@@ -263,7 +273,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "error",
-        "whatever fails, it loads again",
+        "any failure is answered by a second load: a database in trouble is asked twice as often",
         ("value = load()", "try:\n        value = load()\n    except Exception:\n        value = load()"),
     ),
     wrong(
@@ -275,24 +285,34 @@ WRONG = (
     wrong(
         REFERENCE,
         "key",
-        "another key than the one that is given",
+        "reads another key than it writes: there is never a hit, and DEL key forgets nothing",
         ("r.set(key,", "r.set('cache:' + key,"),
         ("r.get(key)", "r.get('cache:' + key + ':')"),
     ),
     wrong(
         REFERENCE,
         "key",
-        "a key of its own",
+        "puts a prefix before the key: DEL key does not make it forget",
         ("    text = r.get(key)", "    key = f'cache:{key}'\n    text = r.get(key)"),
     ),
     wrong(
         REFERENCE,
         "key",
-        "always the same key",
+        "always the same key: one thing's value is given for another",
         ("    text = r.get(key)", "    key = 'product:7'\n    text = r.get(key)"),
     ),
-    wrong(REFERENCE, "load", "asks the database twice", ("value = load()", "value = load() and load()")),
-    wrong(REFERENCE, "value", "a miss gives the text", ("    return value\n", "    return text\n")),
+    wrong(
+        REFERENCE,
+        "load",
+        "loads twice for one miss: the database does double work",
+        ("value = load()", "value = load() and load()"),
+    ),
+    wrong(
+        REFERENCE,
+        "value",
+        "a miss gives the JSON text and a hit the value: the caller gets two kinds of answer",
+        ("    return value\n", "    return text\n"),
+    ),
 )
 
 

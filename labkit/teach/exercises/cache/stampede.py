@@ -118,7 +118,12 @@ def cached_once(r, key, load, ttl, lease):
 WRONG = (
     wrong(_NO_LOCK, "alone", "no lock: whoever misses loads"),
     wrong(_BY_THREADS, "alone", "a lock of the process: the other processes load too"),
-    wrong(REFERENCE, "race", "it does not look again once it has the lock", (_AGAIN, "")),
+    wrong(
+        REFERENCE,
+        "race",
+        "no second look once it has the lock: another may have loaded and released in between",
+        (_AGAIN, ""),
+    ),
     wrong(
         REFERENCE,
         "race",
@@ -126,37 +131,42 @@ WRONG = (
         (_TAKE, "not r.exists(lock) and r.set(lock, token, px=max(1, round(lease * 1000)))"),
     ),
     wrong(REFERENCE, "alone", "SET without NX: everybody gets the lock", (", nx=True", "")),
-    wrong(REFERENCE, "alone", "who does not get the lock loads too", (f"        {_SLEEP}", "        break")),
+    wrong(
+        REFERENCE,
+        "alone",
+        "who does not get the lock loads too: the lock keeps nobody from the database",
+        (f"        {_SLEEP}", "        break"),
+    ),
     wrong(
         REFERENCE,
         "wait",
-        "who does not get the lock gets nothing",
+        "who does not get the lock gets None, though a value is on its way",
         (f"        {_SLEEP}", "        return None"),
     ),
     wrong(
         REFERENCE,
         "wait",
-        "who waits gives up after three questions",
+        "who waits gives up after three questions and has nothing: a load may take longer",
         ("while True:", "for _ in range(3):"),
         ("    try:\n", "    else:\n        return None\n    try:\n"),
     ),
     wrong(
         REFERENCE,
         "alone",
-        "who waits loads after three questions",
+        "who waits loads after three questions: a slow load brings the whole crowd",
         ("while True:", "for _ in range(3):"),
     ),
     wrong(
         REFERENCE,
         "raises",
-        "who waits raises after three questions",
+        "who waits raises after three questions, though a load may take nearly `lease` seconds",
         ("while True:", "for _ in range(3):"),
         ("    try:\n", "    else:\n        raise TimeoutError('somebody else is loading')\n    try:\n"),
     ),
     wrong(
         REFERENCE,
         "alone",
-        "who waits loads after two seconds",
+        "who waits loads after two seconds: a load that takes longer brings the whole crowd",
         ("while True:", "for _ in range(40):"),
         (_SLEEP, "time.sleep(0.05)"),
     ),
@@ -169,17 +179,22 @@ WRONG = (
     wrong(
         REFERENCE,
         "wait",
-        "who waits raises after seconds",
+        "who waits raises after some seconds: the value comes a moment later",
         ("while True:", "for _ in range(30):"),
         ("    try:\n", "    else:\n        raise TimeoutError('somebody else is loading')\n    try:\n"),
     ),
     wrong(
         REFERENCE,
         "alone",
-        "the lock's name differs from process to process",
+        "hash() for the lock's name: each process has a lock of its own",
         ('f"{key}:lock"', 'f"lock:{hash(key)}"'),
     ),
-    wrong(REFERENCE, "crash", "a lock without a TTL", (", px=max(1, round(lease * 1000))", "")),
+    wrong(
+        REFERENCE,
+        "crash",
+        "a lock without a TTL: if its holder crashes, nobody ever loads again",
+        (", px=max(1, round(lease * 1000))", ""),
+    ),
     wrong(
         REFERENCE,
         "crash",
@@ -189,12 +204,27 @@ WRONG = (
     wrong(
         REFERENCE,
         "lease",
-        "the lock lasts as long as the value",
+        "the lock lasts as long as the value: after a crash all wait far longer than `lease`",
         ("round(lease * 1000)", "round(ttl * 1000)"),
     ),
-    wrong(REFERENCE, "lease", "whole seconds", ("px=max(1, round(lease * 1000))", "ex=max(1, int(lease))")),
-    wrong(REFERENCE, "lease", "always ten seconds", ("px=max(1, round(lease * 1000))", "ex=10")),
-    wrong(REFERENCE, "theirs", "DEL without a token", (_FREE, "r.delete(lock)")),
+    wrong(
+        REFERENCE,
+        "lease",
+        "EX takes whole seconds: a lease of 0.3 s becomes 1 s",
+        ("px=max(1, round(lease * 1000))", "ex=max(1, int(lease))"),
+    ),
+    wrong(
+        REFERENCE,
+        "lease",
+        "ten seconds, whatever `lease` says: after a crash all wait for them",
+        ("px=max(1, round(lease * 1000))", "ex=10"),
+    ),
+    wrong(
+        REFERENCE,
+        "theirs",
+        "DEL without a token: who stood still deletes the lock of the next one",
+        (_FREE, "r.delete(lock)"),
+    ),
     wrong(
         REFERENCE,
         "theirs",
@@ -204,7 +234,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "theirs",
-        "the token is the process's number",
+        "the process's number as the token: all threads of a process share it",
         (_TOKEN, "str(os.getpid())"),
         ("import secrets", "import os"),
     ),
@@ -215,7 +245,12 @@ WRONG = (
         (_TOKEN, "str(next(COUNT))"),
         ("import secrets", "import itertools\n\nCOUNT = itertools.count()"),
     ),
-    wrong(REFERENCE, "token", "the time", (_TOKEN, "str(time.time())")),
+    wrong(
+        REFERENCE,
+        "token",
+        "the time as the token: two may begin at the same moment, or on clocks that disagree",
+        (_TOKEN, "str(time.time())"),
+    ),
     wrong(
         REFERENCE,
         "error",
@@ -223,7 +258,12 @@ WRONG = (
         (_FINALLY, f"    except ZeroDivisionError:\n        raise\n    {_FREE}\n    return value\n"),
         ("        return value\n    except", "    except"),
     ),
-    wrong(REFERENCE, "release", "the lock is never released", (_FINALLY, "    finally:\n        pass\n")),
+    wrong(
+        REFERENCE,
+        "release",
+        "the lock is not released: when the value is deleted, all wait until the lock ends",
+        (_FINALLY, "    finally:\n        pass\n"),
+    ),
     wrong(
         REFERENCE,
         "race",
@@ -252,13 +292,28 @@ WRONG = (
             f"    if not {_TAKE}:\n        while r.exists(lock):\n            {_SLEEP}\n",
         ),
     ),
-    wrong(REFERENCE, "pause", "it asks again and again without a pause", (_SLEEP, "pass")),
-    wrong(REFERENCE, "pause", "it sleeps until a crash would be over", (_SLEEP, "time.sleep(lease)")),
-    wrong(REFERENCE, "pause", "pauses of a second", (_SLEEP, "time.sleep(1)")),
     wrong(
         REFERENCE,
         "pause",
-        "each pause is twice as long as the one before, without end",
+        "asks again and again without a pause: waiters keep Redis busy, and it brings nothing sooner",
+        (_SLEEP, "pass"),
+    ),
+    wrong(
+        REFERENCE,
+        "pause",
+        "sleeps for a whole lease: the value is there long before the sleeper wakes up",
+        (_SLEEP, "time.sleep(lease)"),
+    ),
+    wrong(
+        REFERENCE,
+        "pause",
+        "pauses of a second: the value may be there after a hundredth of that",
+        (_SLEEP, "time.sleep(1)"),
+    ),
+    wrong(
+        REFERENCE,
+        "pause",
+        "each pause is twice the one before, without a cap: the last one is far too long",
         ("    while True:", "    pause = 0.01\n    while True:"),
         (_SLEEP, "time.sleep(pause)\n        pause *= 2"),
     ),
@@ -266,11 +321,14 @@ WRONG = (
     wrong(
         REFERENCE,
         "ttl",
-        "a value without a TTL",
+        "a value without a TTL: it is never loaded again, however old it is",
         (", px=max(1, round(ttl * 1000)))\n        return", ")\n        return"),
     ),
     wrong(
-        REFERENCE, "ttl", "the TTL of the lock for the value", ("round(ttl * 1000)", "round(lease * 1000)")
+        REFERENCE,
+        "ttl",
+        "the value gets the lock's TTL: it is loaded far too often",
+        ("round(ttl * 1000)", "round(lease * 1000)"),
     ),
     wrong(
         REFERENCE,
@@ -281,7 +339,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "falsy",
-        "`if value` where it is read",
+        "`if value:` where it is read: 0, '' and [] are a miss each time",
         (
             "        if text is not None:\n            return json.loads(text)\n        if",
             "        if text is not None and json.loads(text):\n"
@@ -292,7 +350,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "trips",
-        "the lock before the value",
+        "asks for the lock before the value: a hit takes two round trips",
         (
             "        text = r.get(key)\n        if text",
             "        held, text = r.get(lock), r.get(key)\n        if text",
@@ -301,7 +359,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "longer",
-        "each hit begins the time anew",
+        "each hit begins the TTL anew: what is asked for often is never loaded again",
         (
             "while True:\n        text = r.get(key)",
             "while True:\n        text = r.getex(key, px=round(ttl * 1000))",
@@ -323,7 +381,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "shared",
-        "a dict in the process before Redis",
+        "a dict in the process before Redis: it knows nothing of a DEL, or of other processes",
         ("import secrets", "import secrets\n\nMINE = {}\n"),
         ("    lock, token", "    if key in MINE:\n        return MINE[key]\n    lock, token"),
         (_STORE, f"MINE[key] = value\n        {_STORE}"),
@@ -331,7 +389,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "json",
-        "a pickle, in base64",
+        "a pickle, in base64: loading it runs whatever somebody else has written there",
         ("import secrets", "import base64, pickle, secrets"),
         ("json.dumps(value)", "base64.b64encode(pickle.dumps(value)).decode()"),
         ("json.loads(text)", "pickle.loads(base64.b64decode(text))"),

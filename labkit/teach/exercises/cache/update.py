@@ -179,7 +179,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "race",
-        "delete before and after the write",
+        "delete before and after the write: a reader that has loaded the old row stores it later still",
         (_GET, _PLAIN),
         (_SAVE, f"{_DROP}\n        {_SAVE}"),
     ),
@@ -220,7 +220,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "race",
-        "the value is deleted, the lease is not",
+        "the value is deleted, the lease is not: a reader with the old row may still store it",
         (_DROP, "self.r.delete(self.keys(id)[0])"),
     ),
     wrong(
@@ -229,7 +229,12 @@ WRONG = (
         "first the value is deleted, then the lease: in between the old row is stored",
         (_DROP, "for key in self.keys(id):\n            self.r.delete(key)"),
     ),
-    wrong(REFERENCE, "race", "the lease is taken after the load", (_LEASE + _LOAD, _LOAD + _LEASE)),
+    wrong(
+        REFERENCE,
+        "race",
+        "the lease is taken after the load: an update in between takes nothing away",
+        (_LEASE + _LOAD, _LOAD + _LEASE),
+    ),
     wrong(
         REFERENCE,
         "race",
@@ -239,7 +244,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "race",
-        "the lease is looked at, and then the row is set: two steps",
+        "looks at the lease, and then sets the row: two steps, and an update comes in between",
         (
             _FILL,
             "if self.r.get(lease) == token:\n                self.r.set(key, json.dumps(row), px=self.ms)",
@@ -267,7 +272,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "race",
-        "the row is loaded once more after it was stored, and deleted if it has changed",
+        "loads once more after storing: until it has deleted, others get the old row",
         (_GET, _PLAIN + "            if self.store.load(id) != row:\n                self.r.delete(key)\n"),
     ),
     wrong(
@@ -290,7 +295,7 @@ WRONG = (
     wrong(
         VERSIONS,
         "race",
-        "the version is looked at, and then the row is set: two steps",
+        "looks at the version, and then sets the row: two steps, and a newer one comes in between",
         (
             "self.r.eval(self.PUT, 1, key, text, row['version'], self.ms)",
             "there = self.r.get(key)\n            if not there or json.loads(there.partition(' "
@@ -301,19 +306,34 @@ WRONG = (
     wrong(
         VERSIONS,
         "value",
-        "numbers that are text come back as numbers",
+        'int() of all that looks like a number: the text "007" comes back as 7',
         (
             "json.loads(text.partition(' ')[2])",
             "{k: int(v) if str(v).isdigit() else v for k, v in json.loads(text.partition(' ')[2]).items()}",
         ),
     ),
-    wrong(REFERENCE, "ttl", "a row without a TTL", (", 'PX', ARGV[3]", "")),
-    wrong(REFERENCE, "crash", "a lease without a TTL", ("token, px=self.ms", "token")),
-    wrong(REFERENCE, "ttl", "whole seconds", ("max(1, round(ttl * 1000))", "max(1, int(ttl)) * 1000")),
+    wrong(
+        REFERENCE,
+        "ttl",
+        "a row without a TTL: if an updater crashes, the old row stays for ever",
+        (", 'PX', ARGV[3]", ""),
+    ),
     wrong(
         REFERENCE,
         "crash",
-        "SET, then PEXPIRE",
+        "a lease without a TTL: a reader that crashes leaves it behind for ever",
+        ("token, px=self.ms", "token"),
+    ),
+    wrong(
+        REFERENCE,
+        "ttl",
+        "whole seconds: 0.3 s become 1 s, and so do 1.9 s",
+        ("max(1, round(ttl * 1000))", "max(1, int(ttl)) * 1000"),
+    ),
+    wrong(
+        REFERENCE,
+        "crash",
+        "SET, then PEXPIRE: a crash in between leaves a row for ever",
         ("token, px=self.ms)", "token)\n        self.r.pexpire(lease, self.ms)"),
     ),
     wrong(
@@ -375,13 +395,18 @@ WRONG = (
     wrong(
         REFERENCE,
         "shared",
-        "names of keys that differ from process to process",
+        "hash() in the key's name: each process has copies of its own, and deletes only those",
         (
             'f"{self.name}:{{{id}}}", f"{self.name}:{{{id}}}:lease"',
             "f\"{self.name}:{hash(f'row {id}')}\", f\"{self.name}:{hash(f'row {id}')}:lease\"",
         ),
     ),
-    wrong(REFERENCE, "scan", "all is forgotten, of everybody", (_DROP, "self.r.flushdb()")),
+    wrong(
+        REFERENCE,
+        "scan",
+        "FLUSHDB: all keys of everybody are forgotten for one row",
+        (_DROP, "self.r.flushdb()"),
+    ),
     wrong(
         REFERENCE,
         "others",
@@ -412,11 +437,11 @@ WRONG = (
             'f"{self.name}{id}", f"{self.name}{id}:lease"',
         ),
     ),
-    wrong(REFERENCE, "hit", "nothing is kept", (_FILL, "pass")),
+    wrong(REFERENCE, "hit", "stores nothing: each read goes to the database", (_FILL, "pass")),
     wrong(
         REFERENCE,
         "shared",
-        "a dict in the process",
+        "a dict in the process: another process's update does not reach it",
         (
             "        text = self.r.get(key)\n",
             "        if id in self.mine:\n            return self.mine[id]\n        text = self.r.get(key)\n",
@@ -428,7 +453,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "again",
-        "after an update the row is not kept for a while",
+        "for a while after an update nothing is kept: each read of that row goes to the database",
         (
             "        token = secrets",
             "        if self.r.exists(f'{key}:new'):\n"
@@ -439,14 +464,19 @@ WRONG = (
     wrong(
         REFERENCE,
         "trips",
-        "two round trips for a hit",
+        "EXISTS, then GET: two round trips for a hit, though GET alone says whether it is there",
         ("text = self.r.get(key)", "text = self.r.get(key) if self.r.exists(key) else None"),
     ),
-    wrong(REFERENCE, "answer", "update() gives nothing", (f"{_DROP}\n        return row", _DROP)),
+    wrong(
+        REFERENCE,
+        "answer",
+        "update() gives nothing: the caller has to read the row that was just written",
+        (f"{_DROP}\n        return row", _DROP),
+    ),
     wrong(
         REFERENCE,
         "readable",
-        "a pickle, in base64",
+        "a pickle, in base64: loading it runs whatever somebody else has written there",
         ("import secrets", "import base64, pickle, secrets"),
         ("json.dumps(row)", "base64.b64encode(pickle.dumps(row)).decode()"),
         ("json.loads(text)", "pickle.loads(base64.b64decode(text))"),
@@ -464,7 +494,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "missing",
-        "no row is an error",
+        "takes a row that is not there for an error: the answer to that is None",
         (f"        {_DROP}\n", f"        {_DROP}\n        row['id']\n"),
     ),
 )

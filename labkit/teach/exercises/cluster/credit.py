@@ -97,17 +97,17 @@ _MULTI = (
 WRONG = (
     _wrong(
         "again",
-        "tries again, and nothing tells one operation from another",
+        "sends INCRBY again: after a lost reply it adds twice, and nothing tells the two apart",
         _tries("return rc.incrby(account, amount)"),
     ),
     _wrong(
         "again",
-        "an id of its own for each call: the caller's is what comes again",
+        "makes up an id for each call: what comes again is the caller's id, from another process",
         (_DONE, 'f"{account}:done:{random.random()}"'),
     ),
     _wrong(
         "shared",
-        "remembers in the process",
+        "remembers in the process: another one, or the same after a crash, pays again",
         ("OUTAGE =", "DONE = set()\nOUTAGE ="),
         _tries(
             "if (account, operation) in DONE:",
@@ -117,21 +117,29 @@ WRONG = (
             "return balance",
         ),
     ),
-    _wrong("slot", "what was done is remembered in another slot", (_DONE, 'f"done:{operation}:{account}"')),
     _wrong(
         "slot",
-        "the operation stands before the account, and its braces are a tag",
+        "the done key is in another slot: a script may not touch both",
+        (_DONE, 'f"done:{operation}:{account}"'),
+    ),
+    _wrong(
+        "slot",
+        "the operation stands first in the name: braces in it are a tag, and another slot",
         (_DONE, 'f"{operation}:{account}"'),
     ),
     _wrong(
         "confused",
-        "one operation is remembered for all accounts of a tag",
+        "the done key has only the account's tag: an id on another account of it counts as done",
         (_DONE, '"done:{" + account.partition("{")[2].partition("}")[0] + "}:" + operation'),
     ),
-    _wrong("confused", "the amount is what it is known by", (_DONE, 'f"{account}:done:{amount}"')),
+    _wrong(
+        "confused",
+        "the amount is the id: two payments of 5 are taken for one",
+        (_DONE, 'f"{account}:done:{amount}"'),
+    ),
     _wrong(
         "lost",
-        "the done key first, and the amount in another step",
+        "done first, and the amount in another step: a crash in between loses the payment",
         _tries(
             "if rc.set(done, 1, nx=True, ex=REMEMBER):",
             "    return rc.incrby(account, amount)",
@@ -145,7 +153,7 @@ WRONG = (
     ),
     _wrong(
         "twice",
-        "the amount first, and the done key in another step",
+        "the amount first, and done in another step: a crash in between pays twice",
         _tries(
             "if rc.exists(done):",
             "    return int(rc.get(account))",
@@ -161,7 +169,7 @@ WRONG = (
     ),
     _wrong(
         "gives_up",
-        "no second attempt",
+        "no second attempt: the first lost connection is the caller's problem",
         _tries("return rc.eval(CREDIT, 2, account, done, amount, REMEMBER)"),
         ("        except OUTAGE:\n" + _GIVE_UP, "        except OUTAGE:\n            raise\n"),
     ),
@@ -172,23 +180,47 @@ WRONG = (
         (_GIVE_UP, "            if attempt == 2:\n                raise\n"),
     ),
     _wrong(
-        "gives_up", "a second of patience", ("PATIENCE, REMEMBER = 20, 7200", "PATIENCE, REMEMBER = 1, 7200")
+        "gives_up",
+        "gives up after a second: a failover takes longer",
+        ("PATIENCE, REMEMBER = 20, 7200", "PATIENCE, REMEMBER = 1, 7200"),
     ),
-    _wrong("gives_up", "no word on CLUSTERDOWN", (_OUTAGE, "(redis.ConnectionError, redis.TimeoutError)")),
     _wrong(
         "gives_up",
-        "no word on a reply that does not come in time",
+        "does not catch CLUSTERDOWN: in a failover that is what all are told",
+        (_OUTAGE, "(redis.ConnectionError, redis.TimeoutError)"),
+    ),
+    _wrong(
+        "gives_up",
+        "does not catch TimeoutError: a server that stands still gives no other answer",
         (_OUTAGE, "(redis.ConnectionError, ClusterDownError)"),
     ),
-    _wrong("storm", "tries again at once, and again, and again", (_SLEEP, "")),
-    _wrong("endless", "tries for ever", (_GIVE_UP, "            pass\n")),
-    _wrong("silent", "gives up without a word", (_GIVE_UP, _GIVE_UP.replace("raise", "return 0"))),
-    _wrong("hides", "waits for what no waiting mends", (_OUTAGE, "(redis.RedisError, ClusterDownError)")),
-    _wrong("ttl", "each operation is remembered for ever", (", 'EX', ARGV[2])", ")")),
+    _wrong(
+        "storm",
+        "tries again without a pause: all clients hammer a cluster that is about to recover",
+        (_SLEEP, ""),
+    ),
+    _wrong(
+        "endless",
+        "no deadline: the caller waits for ever, and is never told",
+        (_GIVE_UP, "            pass\n"),
+    ),
+    _wrong(
+        "silent",
+        "gives 0 when it gives up: the caller takes that for the balance",
+        (_GIVE_UP, _GIVE_UP.replace("raise", "return 0")),
+    ),
+    _wrong(
+        "hides",
+        "tries again after every error: a wrong type does not mend itself in a minute",
+        (_OUTAGE, "(redis.RedisError, ClusterDownError)"),
+    ),
+    _wrong(
+        "ttl", "the done key has no TTL: each operation is remembered for ever", (", 'EX', ARGV[2])", ")")
+    ),
     _wrong("ttl", "remembered for seven seconds: milliseconds for seconds", ("'EX'", "'PX'")),
     _wrong(
         "ttl",
-        "one set of all operations, whose TTL each of them renews",
+        "one set for all operations, renewed by each: while payments come it never ends",
         (_GUARD, "if redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 0 then"),
         (_SET, "    redis.call('SADD', KEYS[2], ARGV[3])\n    redis.call('EXPIRE', KEYS[2], ARGV[2])\n"),
         (":done:{operation}", ":done"),
@@ -196,7 +228,7 @@ WRONG = (
     ),
     _wrong(
         "ttl",
-        "a sorted set with the moment of each, and no old ones are taken out",
+        "a sorted set from which nothing is removed: while payments come it never ends",
         (_GUARD, "if not redis.call('ZSCORE', KEYS[2], ARGV[3]) then"),
         (
             _SET,
@@ -208,12 +240,12 @@ WRONG = (
     ),
     _wrong(
         "ttl",
-        "the balance ends with what is remembered",
+        "the balance gets the TTL as well: after a day the money is gone",
         (_SET, _SET + "    redis.call('EXPIRE', KEYS[1], ARGV[2])\n"),
     ),
     _wrong(
         "moved",
-        "stays with the node that it asked first",
+        "asks the node that had the slot at first: after a failover that one is dead",
         (
             "    pause, end =",
             "    node = rc.get_redis_connection(rc.get_node_from_key(account))\n    pause, end =",
@@ -222,7 +254,7 @@ WRONG = (
     ),
     _wrong(
         "answer",
-        "gives nothing",
+        "returns None: the caller does not learn the balance",
         (_EVAL, "rc.eval(CREDIT, 2, account, done, amount, REMEMBER)\n            return None"),
     ),
 )

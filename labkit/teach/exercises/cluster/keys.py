@@ -83,8 +83,16 @@ WRONG = (
     _wrong(
         "slot", "no hash tag: three keys in three slots", _of('f"{self.shop}:user:{self._safe(user)}:{what}"')
     ),
-    _wrong("slot", "the tag is the kind of data", _of('f"{self.shop}:{{{what}}}:{self._safe(user)}"')),
-    _wrong("slot", "the whole rest is the tag", _of('f"{self.shop}:{{{self._safe(user)}:{what}}}"')),
+    _wrong(
+        "slot",
+        "the kind of data is the tag: all carts are in one slot, and a user's keys are in three",
+        _of('f"{self.shop}:{{{what}}}:{self._safe(user)}"'),
+    ),
+    _wrong(
+        "slot",
+        "the braces hold the whole rest: each of a user's keys has another tag",
+        _of('f"{self.shop}:{{{self._safe(user)}:{what}}}"'),
+    ),
     _wrong(
         "slot",
         "an id as it is: an empty one, or one with }, is an empty tag",
@@ -98,21 +106,23 @@ WRONG = (
     _wrong("hot", "one tag for the whole shop", _of('f"{self.shop}:{{users}}:{self._safe(user)}:{what}"')),
     _wrong(
         "hot",
-        "the first letter is the tag",
+        "the first letter is the tag: a few dozen slots have all users",
         _of('f"{self.shop}:{{u{self._safe(user)[:1]}}}:{self._safe(user)}:{what}"'),
     ),
     _wrong(
         "hot",
-        "the domain of an e-mail address is the tag",
+        "the domain of an e-mail address is the tag: one provider has half of all users",
         _of("f\"{self.shop}:{{u{self._safe(user).rpartition('@')[2]}}}:{self._safe(user)}:{what}\""),
     ),
     _wrong(
         "hot",
-        "64 groups of users",
+        "64 groups of users: each slot has hundreds, and only 64 slots are used",
         _of('f"{self.shop}:{{{sum(user.encode()) % 64}}}:{self._safe(user)}:{what}"'),
     ),
     _wrong(
-        "hot", "all products under one tag", (_PRODUCT, 'f"{self.shop}:{{product}}:{self._safe(product)}"')
+        "hot",
+        "one tag for all products: they are in one slot, which cannot be divided",
+        (_PRODUCT, 'f"{self.shop}:{{product}}:{self._safe(product)}"'),
     ),
     _wrong(
         "hot",
@@ -134,15 +144,21 @@ WRONG = (
         "no escape for the escape: { and %7B are one user",
         (_SAFE, 'id.replace("{", "%7B").replace("}", "%7D")'),
     ),
-    _wrong("same", "in small letters", (_SAFE, _SAFE + ".lower()")),
-    _wrong("same", "cut off after 50 letters", (_SAFE, _SAFE + "[:50]")),
-    _wrong(
-        "same", "a number of 32 bits stands for the id", (_SAFE, 'str(__import__("zlib").crc32(id.encode()))')
-    ),
-    _wrong("same", "carts and orders under one name", ('"orders")', '"cart")')),
+    _wrong("same", "small letters: Ada and ada are two users, and get one key", (_SAFE, _SAFE + ".lower()")),
     _wrong(
         "same",
-        "a product is named like a user's cart",
+        "cut off after 50 letters: two long ids that begin alike get one key",
+        (_SAFE, _SAFE + "[:50]"),
+    ),
+    _wrong(
+        "same",
+        "CRC-32 stands for the id: with some 77,000 ids two are likely to get one key",
+        (_SAFE, 'str(__import__("zlib").crc32(id.encode()))'),
+    ),
+    _wrong("same", "carts and orders under one name: the one overwrites the other", ('"orders")', '"cart")')),
+    _wrong(
+        "same",
+        "a product is named like a user's cart: product 7 is the cart of user 7",
         (_PRODUCT, 'f"{self.shop}:{{user:{self._safe(product)}}}:cart"'),
     ),
     _wrong(
@@ -151,9 +167,15 @@ WRONG = (
         (_PRODUCT, 'f"{self.shop}:{product}"'),
     ),
     _wrong(
-        "prefix", "does not begin with the shop", _of('f"{{user:{self._safe(user)}}}:{self.shop}:{what}"')
+        "prefix",
+        "the name does not begin with the shop: two shops on one cluster mix their keys",
+        _of('f"{{user:{self._safe(user)}}}:{self.shop}:{what}"'),
     ),
-    _wrong("answer", "bytes", (f"return {_PRODUCT}", f"return {_PRODUCT}.encode()")),
+    _wrong(
+        "answer",
+        'bytes: the caller\'s "shop:…" and b"shop:…" are two names in Python',
+        (f"return {_PRODUCT}", f"return {_PRODUCT}.encode()"),
+    ),
 )
 
 KINDS = ("profile", "cart", "orders")

@@ -42,12 +42,14 @@ def read_many(rc, keys):
 
 WRONG = (
     Wrong(
-        "def read_many(rc, keys):\n    return [rc.get(key) for key in keys]\n", "round_trips", "a GET each"
+        "def read_many(rc, keys):\n    return [rc.get(key) for key in keys]\n",
+        "round_trips",
+        "a GET for each key: it waits once for each, not once for each node",
     ),
     Wrong(
         "def read_many(rc, keys):\n    keys = list(keys)\n    return rc.mget(keys) if keys else []\n",
         "slot",
-        "MGET of keys in many slots is refused",
+        "MGET of keys in many slots is refused (CROSSSLOT): it is right on a single server only",
     ),
     Wrong(
         """
@@ -58,7 +60,7 @@ def read_many(rc, keys):
         return pipe.execute()
 """,
         "slot",
-        "a transaction is of one slot",
+        "MULTI for keys in many slots: a transaction is of one slot",
     ),
     Wrong(
         """
@@ -71,7 +73,7 @@ def read_many(rc, keys):
     return [found[key] for key in keys]
 """,
         "round_trips",
-        "a round trip for each slot, not for each node",
+        "an MGET for each slot: there may be thousands of slots, and three nodes",
     ),
     Wrong(
         """
@@ -79,7 +81,7 @@ def read_many(rc, keys):
     return [value for value in rc.mget_nonatomic(list(keys)) if value is not None]
 """,
         "missing",
-        "leaves out what is missing",
+        "leaves out what is missing: the values no longer stand under their keys",
     ),
     Wrong(
         """
@@ -87,7 +89,7 @@ def read_many(rc, keys):
     return [value or None for value in rc.mget_nonatomic(list(keys))]
 """,
         "values",
-        "takes an empty text for nothing",
+        "`value or None`: an empty text is a value, too",
     ),
     Wrong(
         """
@@ -100,7 +102,7 @@ def read_many(rc, keys):
     return values
 """,
         "order",
-        "in the order of the nodes",
+        "gives the values node by node: they no longer stand under their keys",
     ),
     Wrong(
         """
@@ -108,7 +110,7 @@ def read_many(rc, keys):
     return rc.mget_nonatomic(list(dict.fromkeys(keys)))
 """,
         "twice",
-        "a key that is asked for twice is answered once",
+        "a dict by key, and its values: a key that is asked for twice is answered once",
     ),
     Wrong(
         """
@@ -120,7 +122,7 @@ def read_many(rc, keys):
         return pipe.execute()[1::2] or None
 """,
         "empty",
-        "None where nothing is asked for",
+        "None where nothing is asked for: a loop over the answer fails",
     ),
     Wrong(
         BY_NODE,
@@ -134,12 +136,12 @@ def read_many(rc, keys):
             "            found.update((k, v if isinstance(v, str) else None) for k, v in zip(its, replies))",
         ),
         "moved",
-        "takes an error for a missing key",
+        'takes every error for a missing key: a MOVED becomes "there is none"',
     ),
     Wrong(
         "def read_many(rc, keys):\n    return dict(zip(keys, rc.mget_nonatomic(list(keys))))\n",
         "answer",
-        "a dict",
+        "a dict in place of a list: a key that is asked for twice is there once",
     ),
 )
 

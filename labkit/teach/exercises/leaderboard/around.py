@@ -56,7 +56,11 @@ _ROWS = "return [(rank, who, int(points)) for rank, (who, points) in enumerate(f
 _PAIRS = "found = r.zrange(board, first, ahead + n, desc=True, withscores=True)"
 
 WRONG = (
-    _wrong("first", "ranks start at 0", ("first + 1)", "first)")),
+    _wrong(
+        "first",
+        "gives ZREVRANK as it is: it counts who is ahead, so the best is number 0",
+        ("first + 1)", "first)"),
+    ),
     _wrong(
         "fetch",
         "fetches the whole board to find one rank",
@@ -84,7 +88,7 @@ WRONG = (
     ),
     _wrong(
         "fetch",
-        "fetches all who are ahead",
+        "fetches all who are ahead, for the sake of n of them",
         (_RANGE, _RANGE.replace("first,", "0,")),
         ("first, found = reply", "first, found = reply\n    found = found[2 * first :]"),
     ),
@@ -150,10 +154,14 @@ WRONG = (
         "side", "the last index counts, too: one too few behind", ("ahead + ARGV[2],", "ahead + ARGV[2] - 1,")
     ),
     _wrong("absent", "who is not on the board is taken for the first", (_ABSENT, "ahead = ahead or 0")),
-    _wrong("absent", "None for who is not there", ("        return []", "        return None")),
+    _wrong(
+        "absent",
+        "None for who is not there: a loop over the answer fails",
+        ("        return []", "        return None"),
+    ),
     _wrong(
         "ties",
-        "equal points share a rank",
+        "equal points share a rank: then two are third, and nobody fourth",
         (
             "return {first, ",
             "local points = redis.call('ZSCORE', KEYS[1], ARGV[1])\n"
@@ -170,7 +178,11 @@ WRONG = (
             "    pairs = sorted(zip(found[::2], found[1::2]), key=lambda p: (-int(p[1]), p[0]))",
         ),
     ),
-    _wrong("answer", "points as text", ("int(points)", "points")),
+    _wrong(
+        "answer",
+        'points as they come out of a script: text, so "90" is greater than "100"',
+        ("int(points)", "points"),
+    ),
 )
 
 _SIDES = "where your range begins and ends: both indexes are inclusive"

@@ -56,7 +56,7 @@ WRONG = (
     ),
     _wrong(
         "race",
-        "the same with WATCH, but goes on where EXEC did nothing",
+        "WATCH, and the WatchError is passed over: EXEC did nothing, and this game is lost",
         _body(
             "import redis",
             "with r.pipeline() as pipe:",
@@ -93,20 +93,26 @@ WRONG = (
     ),
     _wrong(
         "added",
-        "NX: only the first game of the day counts",
+        "ZADD NX: only the first game of the day counts",
         (_INCREMENT, "pipe.zadd(today, {member: points}, nx=True)"),
         ("return int(now)", "return points"),
     ),
-    _wrong("best", "the latest game, not the best", (", gt=True", "")),
+    _wrong("best", "ZADD sets what came last: a worse game overwrites the best", (", gt=True", "")),
     _wrong(
         "best", "GT and XX: who plays for the first time is not on the board", ("gt=True", "gt=True, xx=True")
     ),
     _wrong(
-        "best", "the best day, not the best game", (_BEST, "pipe.zunionstore(best, [best, today], 'MAX')")
+        "best",
+        "GT with the day's sum: two middling games beat the best one",
+        (_BEST, "pipe.zunionstore(best, [best, today], 'MAX')"),
     ),
     _wrong("ttl", "no TTL: the board of every day stays for ever", (_EXPIRE, "pass")),
     _wrong("ttl", "NX: it ends two days after the first game, not the last", ("3600)", "3600, nx=True)")),
-    _wrong("kept", "the best games end, too", (_BEST, f"{_BEST}\n        pipe.expire(best, 48 * 3600)")),
+    _wrong(
+        "kept",
+        "EXPIRE on both boards: the best games end after two days, too",
+        (_BEST, f"{_BEST}\n        pipe.expire(best, 48 * 3600)"),
+    ),
     _wrong(
         "crash",
         "one command after the other: a crash leaves half a game",
@@ -122,8 +128,16 @@ WRONG = (
         "a pipeline without MULTI: one round trip, and yet three steps",
         ("r.pipeline()", "r.pipeline(transaction=False)"),
     ),
-    _wrong("answer", "ZINCRBY gives a float", ("return int(now)", "return now")),
-    _wrong("answer", "the points of this game", ("return int(now)", "return points")),
+    _wrong(
+        "answer",
+        "gives what ZINCRBY gives, a float: 120.0 in place of 120",
+        ("return int(now)", "return now"),
+    ),
+    _wrong(
+        "answer",
+        "gives the points of this game, not what the member has now",
+        ("return int(now)", "return points"),
+    ),
 )
 
 SECONDS = 2 * DAY

@@ -140,7 +140,7 @@ WRONG = (
     ),
     _wrong(
         "later",
-        "whoever comes later is ahead",
+        "adds the tick in place of taking it away: whoever comes later is ahead",
         ("ARGV[2] - tick", "ARGV[2] + tick"),
         ("math.ceil", "math.floor"),
     ),
@@ -154,7 +154,7 @@ WRONG = (
             "    local tick = redis.call('HGET', KEYS[2], ARGV[1])\n",
         ),
     ),
-    wrong(_PREFIX, "clock", "the client's clock says who was first"),
+    wrong(_PREFIX, "clock", "the client's clock says who was first: machines disagree"),
     _wrong(
         "shared",
         "a counter in the process: another process begins at 1 again",
@@ -225,8 +225,15 @@ WRONG = (
         ("math.ceil(score)", "math.floor(score / 4294967296)"),
     ),
     wrong(_HASH, "cut", "takes the first n by name, and then asks who was first"),
-    wrong(_HASH, "fetch", "fetches the whole board to sort it", ("0, n - 1,", "0, -1,")),
-    _wrong("answer", "the scores as they are", ("math.ceil(score))", "score)")),
+    wrong(
+        _HASH,
+        "fetch",
+        "fetches the whole board to sort it: for three rows of a million",
+        ("0, n - 1,", "0, -1,"),
+    ),
+    _wrong(
+        "answer", "gives the scores as they are: 99.9999998 in place of 100", ("math.ceil(score))", "score)")
+    ),
 )
 
 MOST = 2_000_000_000

@@ -109,13 +109,15 @@ WRONG = (
         "NX: it ends eight days after the first game, not the last",
         ("8 * 86_400)", "8 * 86_400, nx=True)"),
     ),
-    _wrong("total", "the total has no TTL", (_EXPIRE_TOTAL, "")),
+    _wrong("total", "the total has no TTL: if nobody asks again, it stays for ever", (_EXPIRE_TOTAL, "")),
     _wrong(
-        "total", "a total for each choice of days, each for a week", ("(total, 60)", "(total, 7 * 86_400)")
+        "total",
+        "a total for each choice of days, each for a week: memory grows with each new question",
+        ("(total, 60)", "(total, 7 * 86_400)"),
     ),
     _wrong(
         "scan",
-        "KEYS, to find the days that are there",
+        "KEYS, to find the days that are there: it goes through all keys of the server",
         (
             _UNION,
             "pipe.zunionstore(total, [k for k in self.r.keys(f'{self.name}:*') if k.split(':')[-1] in days]"
@@ -124,7 +126,7 @@ WRONG = (
     ),
     _wrong(
         "race",
-        "reads day after day, and adds up in Python: while points are added to two days",
+        "reads day after day: points that come between two of these reads are in one and not the other",
         _tops(*_SUMS),
     ),
     _wrong(
@@ -141,7 +143,7 @@ WRONG = (
     ),
     _wrong(
         "race",
-        "reads the points of the day, adds, and writes",
+        "reads the points of the day, adds, and writes: who adds in between is overwritten",
         (
             '            pipe.zincrby(f"{self.name}:{day}", points, member)\n',
             '            had = self.r.zscore(f"{self.name}:{day}", member) or 0\n'
@@ -150,7 +152,7 @@ WRONG = (
     ),
     _wrong(
         "fetch",
-        "fetches all days, or their union, to give three rows",
+        "fetches all days, or their union, and throws away all but three rows",
         _tops(
             'found = self.r.zunion([f"{self.name}:{day}" for day in days], withscores=True)',
             "found.sort(key=lambda row: -row[1])",
@@ -158,11 +160,13 @@ WRONG = (
         ),
     ),
     _wrong(
-        "sum", "MAX: the best day in place of the sum", (_UNION, _UNION.replace("days])", 'days], "MAX")'))
+        "sum",
+        "AGGREGATE MAX: the best day in place of the sum",
+        (_UNION, _UNION.replace("days])", 'days], "MAX")')),
     ),
     _wrong(
         "sum",
-        "the total is a part of the next one",
+        "the old total is one of the boards that are added up: it grows with each question",
         (_UNION, _UNION.replace("(total, [", "(total, [total, *[").replace("days])", "days]])")),
     ),
     _wrong("slot", "no hash tag: in a cluster the days are on different nodes", (_NAME, "name")),
@@ -175,7 +179,7 @@ WRONG = (
     _wrong("spread", "one hash tag for all names: everything is on one node", (_NAME, 'f"{{week}}:{name}"')),
     _wrong(
         "missing",
-        "a day without points ends it",
+        "gives nothing if one day is empty: days without a game are usual",
         (
             '        total = f"',
             '        if self.r.exists(*(f"{self.name}:{day}" for day in days)) < len(days):\n'
@@ -184,7 +188,7 @@ WRONG = (
     ),
     _wrong(
         "old",
-        "a total that is there is not made anew",
+        "keeps a total that is there: what came since is not in it",
         ('        total = f"{self.name}:total"\n', '        total = f"{self.name}:total:{days}"\n'),
         (f"            {_UNION}\n", f"            if not self.r.exists(total):\n                {_UNION}\n"),
     ),
@@ -196,7 +200,7 @@ WRONG = (
             'self.r.expire(f"{self.name}:{day}", 8 * 86_400)',
         ),
     ),
-    _wrong("answer", "ZRANGE gives floats", ("int(points)", "points")),
+    _wrong("answer", "gives what ZRANGE gives, floats: 120.0 in place of 120", ("int(points)", "points")),
 )
 
 MON, TUE, WED, THU = (f"2025-03-0{n}" for n in (3, 4, 5, 6))

@@ -131,14 +131,14 @@ ELECTION_WRONG = (
     Wrong(
         _campaign("return bool(self.r.set(self.key, self.me, nx=True, px=self.ms))"),
         "stay",
-        "the leader itself is refused",
+        "SET NX alone: the leader's own name stands there, so it is refused",
     ),
     Wrong(
         _campaign(
             "return self.r.set(self.key, self.me, nx=True, get=True, px=self.ms) in (None, self.me)",
         ),
         "renew",
-        "the leader stays leader, but its time is not renewed",
+        "the leader is told True, and its TTL is not renewed: in the middle of its term it ends",
     ),
     Wrong(
         _campaign(
@@ -170,12 +170,12 @@ ELECTION_WRONG = (
     Wrong(
         spoilt(ELECTION, ("'SET', KEYS[1], ARGV[1], 'PX', ARGV[2])", "'SET', KEYS[1], ARGV[1])")),
         "ttl",
-        "a leader for ever, dead or alive",
+        "no TTL: a dead leader leads for ever",
     ),
     Wrong(
         spoilt(ELECTION, ("'PX'", "'EX'"), ("round(ttl * 1000)", "round(ttl)")),
         "ttl",
-        "whole seconds",
+        "whole seconds: a leader of 0.3 s leads for 1 s",
     ),
     Wrong(
         spoilt(
@@ -193,7 +193,7 @@ ELECTION_WRONG = (
     Wrong(
         spoilt(ELECTION, (_LEADS, _LEADS.replace(" then", " and redis.call('PTTL', KEYS[1]) > 4000 then"))),
         "two",
-        "takes over before the leader's time is up",
+        "takes over while the leader has time left: for that long two believe that they lead",
     ),
     Wrong(
         spoilt(ELECTION, (_LEADS, _LEADS.replace("then", f"then {_LESS}"))),
@@ -203,9 +203,13 @@ ELECTION_WRONG = (
     Wrong(
         spoilt(ELECTION, (_RENEW, "'PX', ARGV[2] + math.max(0, redis.call('PTTL', KEYS[1])))")),
         "renew",
-        "added to what was left, not counted from now",
+        "adds to what was left: a leader that campaigns often leads long after its death",
     ),
-    Wrong(spoilt(ELECTION, (_RENEW, "'PX', leader and 60000 or ARGV[2])")), "renew", "always a minute more"),
+    Wrong(
+        spoilt(ELECTION, (_RENEW, "'PX', leader and 60000 or ARGV[2])")),
+        "renew",
+        "a minute, whatever ttl says: a dead leader is succeeded far too late",
+    ),
     Wrong(
         spoilt(
             ELECTION,
@@ -222,7 +226,7 @@ ELECTION_WRONG = (
     Wrong(
         spoilt(ELECTION, (_LEADS, _LEADS.replace("leader ~= ARGV[1]", "leader:find(ARGV[1], 1, true) ~= 1"))),
         "two",
-        "compares the beginning of the name only",
+        "compares the beginning only: worker-1 takes worker-10's place, and both believe they lead",
     ),
     Wrong(
         _campaign(
@@ -236,7 +240,7 @@ ELECTION_WRONG = (
             "        self.sha = r.script_load(self.CAMPAIGN)\n        self.r, self.key",
         ),
         "flushed",
-        "where a call fails it says what it knew before",
+        "answers from memory when a call fails: it believes that it leads, and nobody does",
     ),
 )
 

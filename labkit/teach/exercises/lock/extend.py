@@ -54,7 +54,11 @@ EXTEND_WRONG = (
     _extend(
         f"return r.set(key, token, {_PX}, xx=True)", "theirs", "XX asks whether somebody has it, not who"
     ),
-    _extend("return r.pexpire(key, round(ttl * 1000))", "theirs", "no comparison at all"),
+    _extend(
+        "return r.pexpire(key, round(ttl * 1000))",
+        "theirs",
+        "PEXPIRE without a comparison: it lengthens the lock of whoever has it now",
+    ),
     _extend(
         "return r.get(key) == token and r.pexpire(key, round(ttl * 1000))",
         "race",
@@ -68,7 +72,7 @@ EXTEND_WRONG = (
     _extend(
         f"return r.eval(LUA, 1, key, token) and r.set(key, token, nx=True, {_PX})",
         "race",
-        "released and acquired anew: for a moment it is free",
+        "DEL, then SET NX: for a moment it is free, and another may take it",
         "LUA = \"return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0\"",
     ),
     _extend(
@@ -83,25 +87,38 @@ EXTEND_WRONG = (
             pass
         return True""",
         "race",
-        "True, although EXEC did nothing",
+        "True although EXEC did nothing: the lock is another's by now",
         "import redis",
     ),
-    wrong(EXTEND, "ttl", "whole seconds", ("'PEXPIRE'", "'EXPIRE'"), (_IN_MS, "max(1, round(ttl))")),
-    wrong(EXTEND, "ttl", "seconds given as milliseconds", (_IN_MS, "int(ttl)")),
     wrong(
         EXTEND,
         "ttl",
-        "added to what was left, not counted from now",
+        "EXPIRE in whole seconds: 0.3 s becomes 1 s",
+        ("'PEXPIRE'", "'EXPIRE'"),
+        (_IN_MS, "max(1, round(ttl))"),
+    ),
+    wrong(
+        EXTEND, "ttl", "PEXPIRE with seconds: 30 s become 30 ms, and the lock is gone", (_IN_MS, "int(ttl)")
+    ),
+    wrong(
+        EXTEND,
+        "ttl",
+        "adds to what was left: several extensions in a row make a lock that lasts for ages",
         ("ARGV[2])", "ARGV[2] + redis.call('PTTL', KEYS[1]))"),
     ),
     wrong(
         EXTEND,
         "shorter",
-        "GT: only ever longer",
+        "PEXPIRE GT: whoever wants to hold it for less time cannot",
         ("return redis.call('P", "redis.call('P"),
         ("ARGV[2])", "ARGV[2], 'GT')\nreturn 1"),
     ),
-    wrong(EXTEND, "answer", "True in every case", ("then return 0", "then return 1")),
+    wrong(
+        EXTEND,
+        "answer",
+        "True in every case: a holder that has lost the lock works on",
+        ("then return 0", "then return 1"),
+    ),
     _extend(
         f"return r.eval(MINE, 1, key, token) == 1 and r.eval(LUA, 1, key, token, {_IN_MS}) == 1",
         "crash",

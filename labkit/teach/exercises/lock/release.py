@@ -146,7 +146,12 @@ RELEASE_WRONG = (
         "SETNX, then EXPIRE: a crash in between leaves a lock that never ends",
         *_setnx("pexpire(self.key, round(self.ttl * 1000))"),
     ),
-    wrong(RELEASE, "ttl", "whole seconds", *_setnx("expire(self.key, max(1, round(self.ttl)))")),
+    wrong(
+        RELEASE,
+        "ttl",
+        "EXPIRE in whole seconds: a lock of 0.3 s lasts for 1 s",
+        *_setnx("expire(self.key, max(1, round(self.ttl)))"),
+    ),
     wrong(
         RELEASE,
         "exclusive",
@@ -157,14 +162,29 @@ RELEASE_WRONG = (
         ),
     ),
     wrong(
-        RELEASE, "race", "WATCH after the GET: what was in between is not seen", (_BY_LUA, _LATE), _USES_REDIS
+        RELEASE,
+        "race",
+        "GET, and then WATCH: what happened between the two is not seen",
+        (_BY_LUA, _LATE),
+        _USES_REDIS,
     ),
-    wrong(RELEASE, "race", "what EXEC found out is thrown away", (_BY_LUA, _DEAF), _USES_REDIS),
-    wrong(RELEASE, "raises", "WATCH in its place, but nobody catches the WatchError", (_BY_LUA, _WATCH)),
+    wrong(
+        RELEASE,
+        "race",
+        "True although EXEC did nothing: the lock was another's, and nobody is told",
+        (_BY_LUA, _DEAF),
+        _USES_REDIS,
+    ),
+    wrong(
+        RELEASE,
+        "raises",
+        "WATCH is right, and its WatchError goes to the caller: a lost lock is an answer, no error",
+        (_BY_LUA, _WATCH),
+    ),
     wrong(
         RELEASE,
         "again",
-        "an attempt that fails throws the token away that is still needed",
+        "a new token with each attempt: after a refused one, the lock that it holds cannot be released",
         (f"token = {_TOKEN}\n", f"self.token = token = {_TOKEN}\n"),
         (f"{_KEEP}        return", "        return"),
     ),
@@ -177,7 +197,7 @@ RELEASE_WRONG = (
     wrong(
         RELEASE,
         "refused",
-        "who is refused sets the holder's time anew",
+        "a refused acquire sets the TTL anew: a dead holder's lock never ends while others try",
         (f"if not {_SET}:", f"if not {_SET}:\n            self.r.expire(self.key, 3600)"),
     ),
     wrong(
@@ -187,8 +207,18 @@ RELEASE_WRONG = (
         (_BY_LUA, PUT_BACK),
     ),
     wrong(RELEASE, "token", "the object's id: another process may have the same", (_TOKEN, "str(id(self))")),
-    wrong(RELEASE, "token", "a million different tokens", (_TOKEN, "str(secrets.randbelow(10**6))")),
-    wrong(RELEASE, "token", "too short to be the only one", (_TOKEN, "secrets.token_hex(2)")),
+    wrong(
+        RELEASE,
+        "token",
+        "a million different tokens: among a few thousand locks two are alike",
+        (_TOKEN, "str(secrets.randbelow(10**6))"),
+    ),
+    wrong(
+        RELEASE,
+        "token",
+        "a token of 16 bits: among some 300 acquisitions two are likely to be alike",
+        (_TOKEN, "secrets.token_hex(2)"),
+    ),
     wrong(
         RELEASE,
         "token",

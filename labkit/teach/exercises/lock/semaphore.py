@@ -220,7 +220,10 @@ SEMAPHORE_WRONG = (
         *_by("time.time()"),
     ),
     wrong(
-        _SLOTS, "theirs", "places released without comparing the token", (_COMPARE, "self.r.delete(key) == 1")
+        _SLOTS,
+        "theirs",
+        "DEL of a place without comparing: it may be another's by now",
+        (_COMPARE, "self.r.delete(key) == 1"),
     ),
     wrong(
         _SLOTS,
@@ -229,18 +232,33 @@ SEMAPHORE_WRONG = (
         (_COMPARE, "self.r.get(key) == token and self.r.delete(key) == 1"),
     ),
     wrong(_SLOTS, "slot", "each place may be on another node of a cluster", ("{{{self.key}}}", "{self.key}")),
-    wrong(_SLOTS, "leak", "places without a TTL", ("nx=True, px=self.ms", "nx=True")),
+    wrong(
+        _SLOTS,
+        "leak",
+        "a place without a TTL: a holder that crashed has it for ever",
+        ("nx=True, px=self.ms", "nx=True"),
+    ),
     wrong(
         SEMAPHORE, "ttl", "the last token stays for ever, if nobody comes any more", (f"    {_LAST}\n", "")
     ),
     wrong(SEMAPHORE, "leak", "while others come, whoever crashed is never removed", (_PURGE, "    if")),
-    wrong(SEMAPHORE, "token", "one token for all", ("secrets.token_hex(16)", '"holder"')),
-    wrong(SEMAPHORE, "limit", "one too many", (">= tonumber(ARGV[1])", "> tonumber(ARGV[1])")),
+    wrong(
+        SEMAPHORE,
+        "token",
+        "one token for all holders: in a set they count as one, and each releases the others",
+        ("secrets.token_hex(16)", '"holder"'),
+    ),
+    wrong(
+        SEMAPHORE,
+        "limit",
+        "`>` in place of `>=`: n + 1 holders get in",
+        (">= tonumber(ARGV[1])", "> tonumber(ARGV[1])"),
+    ),
     wrong(_OWN, "shared", "kept in the process: others know nothing of it"),
     wrong(
         SEMAPHORE,
         "leak",
-        "who is refused gives all holders their time anew",
+        "a refused acquire renews all holders: while others try, a dead one keeps its place",
         ("then return 0 end", f"then {_LAST} {_ANEW} return 0 end"),
     ),
     wrong(
@@ -267,11 +285,16 @@ SEMAPHORE_WRONG = (
         "PERSIST in release(): the key outlives the holders that are left",
         ("    return redis.call('ZREM'", "    redis.call('PERSIST', KEYS[1])\n    return redis.call('ZREM'"),
     ),
-    wrong(SEMAPHORE, "clock", "the client's clock, by datetime", *_by("datetime.datetime.now().timestamp()")),
     wrong(
         SEMAPHORE,
         "clock",
-        "the client's clock, by clock_gettime",
+        "datetime is the client's clock, too: one that is ahead throws the others out",
+        *_by("datetime.datetime.now().timestamp()"),
+    ),
+    wrong(
+        SEMAPHORE,
+        "clock",
+        "clock_gettime is the client's clock, too: one that is ahead throws the others out",
         *_by("time.clock_gettime(time.CLOCK_REALTIME)"),
     ),
     wrong(
@@ -282,7 +305,12 @@ SEMAPHORE_WRONG = (
         ("self.key, token)", "self.key, token, round(time() * 1000))"),
         ("'-inf', now)\n    return", "'-inf', ARGV[2])\n    return"),
     ),
-    wrong(SEMAPHORE, "token", "a token of 16 bits", (_HEX, "secrets.token_hex(2)")),
+    wrong(
+        SEMAPHORE,
+        "token",
+        "a token of 16 bits: among some 300 holders two are likely to be alike",
+        (_HEX, "secrets.token_hex(2)"),
+    ),
     wrong(SEMAPHORE, "token", "the object's id: another process may have the same", (_HEX, "str(id(self))")),
     wrong(
         _SLOTS,

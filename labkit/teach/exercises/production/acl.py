@@ -46,13 +46,13 @@ def _wrong(violates: str, why: str, *changes: tuple[str, str]) -> Wrong:
 
 
 WRONG = (
-    _wrong("keys", "every key", (_KEYS, '"~*",')),
+    _wrong("keys", "~* gives every key: whoever gets in by the shop gets everything", (_KEYS, '"~*",')),
     _wrong(
         "catalog",
         "the catalog may be written, too: ~ is reading and writing",
         ('"%R~catalog:*"', '"~catalog:*"'),
     ),
-    _wrong("allowed", "no right to read the catalog", ('"%R~catalog:*",', "")),
+    _wrong("allowed", "no pattern for the catalog: the program cannot do its work", ('"%R~catalog:*",', "")),
     _wrong(
         "stats",
         "the counters' keys among the other keys: so all commands may touch them",
@@ -61,10 +61,10 @@ WRONG = (
     ),
     _wrong("stats", "%W~ lets SET overwrite a counter", (_SELECTOR, '"(+@write ~stats:*)",')),
     _wrong("allowed", "INCR reads, too: %W~ is too little", (_SELECTOR, '"(+incr +incrby %W~stats:*)",')),
-    _wrong("allowed", "no right to count", (_SELECTOR, "")),
+    _wrong("allowed", "no rule for the counters: the program cannot do its work", (_SELECTOR, "")),
     _wrong(
         "admin",
-        "takes away what comes to mind, in place of a category",
+        "takes away some commands by name: the list of the dangerous is longer, and grows",
         (_LESS, '"-flushall", "-flushdb", "-keys", "-scan", "-randomkey",'),
     ),
     _wrong(
@@ -77,21 +77,48 @@ WRONG = (
         "names", "KEYS is gone with the dangerous, SCAN is not: it tells every key's name", (', "-scan"', "")
     ),
     _wrong("names", "RANDOMKEY tells a name, too", (', "-randomkey"', "")),
-    _wrong("keys", "catalogs:1 is none of the catalog's", ('"%R~catalog:*"', '"%R~catalog*"')),
-    _wrong("keys", "statsd:1 is no counter", ("~stats:*", "~stats*")),
-    _wrong("channels", "shopping is another's channel", (_CHANNELS, '"resetchannels", "&shop*",')),
-    _wrong("channels", "every channel", (_CHANNELS, '"allchannels",')),
-    _wrong("allowed", "no channel", (_CHANNELS, '"resetchannels",')),
-    _wrong("password", "any password will do", (_PASSWORD, '"on", "nopass",')),
+    _wrong(
+        "keys", "~catalog* also fits catalogs:1: the colon ends the name", ('"%R~catalog:*"', '"%R~catalog*"')
+    ),
+    _wrong("keys", "~stats* also fits statsd:1: the colon ends the name", ("~stats:*", "~stats*")),
+    _wrong(
+        "channels",
+        "&shop* also fits shopping: the colon ends the name",
+        (_CHANNELS, '"resetchannels", "&shop*",'),
+    ),
+    _wrong(
+        "channels", "&* gives every channel: it may hear what the others say", (_CHANNELS, '"allchannels",')
+    ),
+    _wrong(
+        "allowed",
+        "no & rule: after `reset` no channel is allowed, and PUBLISH is refused",
+        (_CHANNELS, '"resetchannels",'),
+    ),
+    _wrong("password", "nopass: whoever knows the name is in", (_PASSWORD, '"on", "nopass",')),
     _wrong(
         "password",
-        "a second password, that whoever reads this knows",
+        "a second password beside the first: whoever has read this rule is in",
         (_PASSWORD, '"on", f">{password}", ">letmein",'),
     ),
-    _wrong("password", "not switched on", (_PASSWORD, 'f">{password}",')),
-    _wrong("allowed", "no scripts", (', "+eval", "+evalsha"', "")),
-    _wrong("rule", "a category that there is none of", ('"+@pubsub"', '"+@publish"')),
-    _wrong("answer", "one text", ("    return [", '    return " ".join(['), ("    ]\n", "    ])\n")),
+    _wrong(
+        "password", "no `on`: a user that was not switched on cannot log in", (_PASSWORD, 'f">{password}",')
+    ),
+    _wrong(
+        "allowed",
+        "takes all scripting away: EVAL is his to use, within his own rights",
+        (', "+eval", "+evalsha"', ""),
+    ),
+    _wrong(
+        "rule",
+        "+@publish: there is no such category, and the server refuses the whole rule",
+        ('"+@pubsub"', '"+@publish"'),
+    ),
+    _wrong(
+        "answer",
+        "one text in place of a list: ACL SETUSER takes one rule in each argument",
+        ("    return [", '    return " ".join(['),
+        ("    ]\n", "    ])\n"),
+    ),
 )
 
 Command = tuple[str, ...]

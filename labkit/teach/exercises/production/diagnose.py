@@ -65,16 +65,24 @@ WRONG = (
         "misses alone: a cache that is new misses all",
         (_THRASHING, 'info["keyspace_hits"] < info["keyspace_misses"]'),
     ),
-    _wrong("alarm", "a number of clients, whatever is allowed", ('0.8 * info["maxclients"]', "50")),
-    _wrong("leak", "a thousand clients: here fewer are allowed", ('0.8 * info["maxclients"]', "1000")),
     _wrong(
         "alarm",
-        "any key without a TTL",
+        "more than so many clients, whatever is allowed: a false alarm where 10,000 are allowed",
+        ('0.8 * info["maxclients"]', "50"),
+    ),
+    _wrong(
+        "leak",
+        "more than a thousand clients: where 100 are allowed, 90 are a leak",
+        ('0.8 * info["maxclients"]', "1000"),
+    ),
+    _wrong(
+        "alarm",
+        "any key without a TTL: some belong there, it is the share that counts",
         ("mortal < keys / 2", "mortal < keys"),
     ),
     _wrong(
         "forever",
-        "looks at database 0 alone",
+        "looks at database 0 alone: keys without a TTL may be in another",
         ('r.info("keyspace").values()', '[r.info("keyspace")["db0"]]'),
     ),
     _wrong(
@@ -104,16 +112,18 @@ WRONG = (
     ),
     _wrong(
         "harm",
-        "asks by KEYS for keys without a TTL",
+        "KEYS, to find keys without a TTL: it is what it was to warn of",
         ("mortal < keys / 2", 'sum(r.ttl(key) < 0 for key in r.keys("*")) > keys / 2'),
     ),
     _wrong(
         "harm",
-        "writes, to see whether it may",
+        "writes, to see whether it may: a patient is not changed by looking",
         ('"errorstat_OOM" in info', '"errorstat_OOM" in info or not r.set("probe", 1)'),
     ),
     _wrong(
-        "answer", "a sentence", (_RETURN, '    return ", ".join(name for name in wrong if wrong[name])\n')
+        "answer",
+        "a sentence in place of names: no program can act on that",
+        (_RETURN, '    return ", ".join(name for name in wrong if wrong[name])\n'),
     ),
 )
 

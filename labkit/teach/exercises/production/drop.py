@@ -119,17 +119,35 @@ WRONG = (
             "return r.eval(lua, 0, pattern)",
         ),
     ),
-    _wrong("stalls", "SCAN that goes through all in one step", ("count=500", "count=1_000_000")),
-    _wrong("left", "one SCAN is one page of many", ("    while cursor != 0:\n", "    for _ in range(1):\n")),
+    _wrong(
+        "stalls",
+        "SCAN with a COUNT of a million: one step over all keys, like KEYS",
+        ("count=500", "count=1_000_000"),
+    ),
+    _wrong(
+        "left",
+        "one SCAN: that is one page of many, and most keys stay",
+        ("    while cursor != 0:\n", "    for _ in range(1):\n"),
+    ),
     _wrong(
         "left",
         "ends at the first page without a key: a page may be empty",
         ("        if keys:\n", "        if not keys:\n            break\n        if keys:\n"),
     ),
-    _wrong("strangers", "a prefix with a * in it is a pattern", (_PATTERN, 'prefix + "*"')),
-    _wrong("strangers", "the pattern finds the prefix anywhere", (_PATTERN, '"*" + ' + _PATTERN)),
     _wrong(
-        "strangers", "everything goes, without a stall", _body("return r.dbsize() if r.flushdb(True) else 0")
+        "strangers",
+        "the prefix goes into the pattern as it is: a * in it matches strangers' keys",
+        (_PATTERN, 'prefix + "*"'),
+    ),
+    _wrong(
+        "strangers",
+        "*prefix* finds the prefix anywhere in a name: other customers' keys go, too",
+        (_PATTERN, '"*" + ' + _PATTERN),
+    ),
+    _wrong(
+        "strangers",
+        "FLUSHDB ASYNC stalls nobody, and deletes what is everybody's",
+        _body("return r.dbsize() if r.flushdb(True) else 0"),
     ),
     _wrong(
         "config",
@@ -137,8 +155,14 @@ WRONG = (
         ("    cursor, count", '    r.config_set("lazyfree-lazy-user-del", "yes")\n    cursor, count'),
         ("r.unlink", "r.delete"),
     ),
-    _wrong("answer", "no number", ("    return count\n", "")),
-    _wrong("answer", "counts each key twice", (_UNLINK, "count += 2 * r.unlink(*keys)")),
+    _wrong(
+        "answer", "returns None: the caller does not learn how many there were", ("    return count\n", "")
+    ),
+    _wrong(
+        "answer",
+        "counts what SCAN gives and what UNLINK says: each key twice",
+        (_UNLINK, "count += 2 * r.unlink(*keys)"),
+    ),
 )
 
 MOST = 5_000

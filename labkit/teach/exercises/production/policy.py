@@ -78,17 +78,31 @@ WRONG = (
         "volatile-ttl drops a report's keys first, and then the oldest pages, popular or not",
         (_CHOICE, '"volatile-ttl", {"page", "report"}'),
     ),
-    _wrong("hits", "by chance", (_CHOICE, '"volatile-random", {"page", "report"}')),
-    _wrong("promise", "promises what was never measured", (_PROMISE, "0.9")),
-    _wrong("promise", "promises less than is asked for", (_PROMISE, "0.3")),
+    _wrong(
+        "hits",
+        "volatile-random drops popular pages as readily as reports: by chance",
+        (_CHOICE, '"volatile-random", {"page", "report"}'),
+    ),
     _wrong(
         "promise",
-        "measures another policy than it chooses",
+        "promises 0.9 without having measured: no day keeps what nobody has looked at",
+        (_PROMISE, "0.9"),
+    ),
+    _wrong(
+        "promise",
+        "promises 0.3: whoever promises too little keeps it always, and 0.55 was asked for",
+        (_PROMISE, "0.3"),
+    ),
+    _wrong(
+        "promise",
+        "measures another policy than the one it chooses: the number says nothing about this one",
         ("measure(policy, expires)", 'measure("noeviction", {"page"})'),
         ("seen.hit_ratio - 0.01", "1 - seen.hit_ratio"),
     ),
-    _wrong("answer", "per cent in place of a share", (_PROMISE, "60")),
-    _wrong("answer", "the policy alone", (_RETURN, "    return policy\n")),
+    _wrong("answer", "per cent in place of a share: 60 is no ratio", (_PROMISE, "60")),
+    _wrong(
+        "answer", "the policy alone: which kinds expire matters as much", (_RETURN, "    return policy\n")
+    ),
 )
 
 LIVES = {"page": 3_600, "report": 60, "order": 604_800}

@@ -140,7 +140,7 @@ WRONG = (
     ),
     _publish(
         "number",
-        "each publisher counts for itself",
+        "each publisher counts for itself: two messages have the number 1",
         """self.number = getattr(self, "number", 0) + 1
         self.r.publish(self.channel, json.dumps([self.number, text]))
         return self.number""",
@@ -154,7 +154,11 @@ WRONG = (
             "        if self.last:\n            self._expect",
         ),
     ),
-    _wrong("which", "says how many are missing, and not which", ("sorted(self.lost)", "len(self.lost)")),
+    _wrong(
+        "which",
+        "says how many are missing: nobody can ask for them without their numbers",
+        ("sorted(self.lost)", "len(self.lost)"),
+    ),
     _wrong(
         "which",
         "knows the number before the gap only, however long it is",

@@ -109,14 +109,18 @@ def _in_thread(violates: str, why: str, *changes: tuple[str, str]) -> Wrong:
 WRONG = (
     _wrong(
         "polls",
-        "asks, and sleeps 10 ms, and asks",
+        "asks, sleeps 10 ms, and asks: one message for each nap, a hundred wakings for nothing",
         (_TAKE, _TAKE.replace(", timeout=0.5", "")),
         (
             "            if message is not None:",
             "            stopped.wait(0.01)\n            if message is not None:",
         ),
     ),
-    _wrong("polls", "a timeout of 20 ms: fifty times a second", (_TAKE, _TAKE.replace("0.5", "0.02"))),
+    _wrong(
+        "polls",
+        "a timeout of 20 ms: fifty wakings a second while nothing arrives",
+        (_TAKE, _TAKE.replace("0.5", "0.02")),
+    ),
     _wrong(
         "polls",
         "asks four times a second, and sleeps in between: a message waits up to a quarter of a second",
@@ -132,7 +136,11 @@ WRONG = (
         ("sleep_time=SLEEP, HANDLER", _CARRY_ON),
     ),
     _wrong("dies", "an exception of handle() ends the thread", (_GUARDED, 'handle(message["data"])')),
-    _in_thread("dies", "run_in_thread() without an exception_handler", ("SLEEP, HANDLER", "0.5")),
+    _in_thread(
+        "dies",
+        "run_in_thread() without exception_handler: the first exception of handle() ends the thread",
+        ("SLEEP, HANDLER", "0.5"),
+    ),
     _wrong(
         "dies",
         "the loop is inside the try: it ends, and the thread with it",
@@ -165,12 +173,16 @@ WRONG = (
     ),
     _wrong(
         "ready",
-        "the thread subscribes, whenever it comes to it",
+        "subscribes in the thread: listen() returns before that, and what is published then is lost",
         ("    pubsub.subscribe(channel)\n", ""),
         (_WAIT, "if False:"),
         ("    def run():\n", "    def run():\n        pubsub.subscribe(channel)\n"),
     ),
-    _wrong("thread", "stop() does not wait for the thread", ("        thread.join()\n", "")),
+    _wrong(
+        "thread",
+        "stop() sets a flag and returns: the thread is still at work",
+        ("        thread.join()\n", ""),
+    ),
     _wrong(
         "thread",
         "a daemon thread that waits in listen(): it ends with the process only",
@@ -189,17 +201,17 @@ WRONG = (
     ),
     _wrong(
         "connection",
-        "the thread ends, and its connection stays open",
+        "the thread ends, and its connection stays open: one more with each start",
         ("        pubsub.close()\n\n    thread", "        pubsub.unsubscribe()\n\n    thread"),
     ),
     _wrong(
         "messages",
-        "an empty message is not handled",
+        "`if text`: an empty message is a message, too",
         ("            if message is not None:", '            if message is not None and message["data"]:'),
     ),
     _wrong(
         "messages",
-        "the confirmation is handled like a message",
+        "hands on whatever arrives: the confirmation's 1 is taken for a text",
         (_WAIT, "if not r.ping():"),
         ("ignore_subscribe_messages=True, ", ""),
         (
@@ -207,8 +219,12 @@ WRONG = (
             "    pubsub.subscribe(channel)\n    while not r.pubsub_numsub(channel)[0][1]:\n        pass\n",
         ),
     ),
-    _wrong("messages", "the whole message of redis-py, not its text", ('message["data"]', "message")),
-    _wrong("channel", "PSUBSCRIBE takes the name for a pattern", ("pubsub.subscribe", "pubsub.psubscribe")),
+    _wrong("messages", "hands on redis-py's dict, not the text in it", ('message["data"]', "message")),
+    _wrong(
+        "channel",
+        "PSUBSCRIBE takes the name for a pattern: news* hears news:uk as well",
+        ("pubsub.subscribe", "pubsub.psubscribe"),
+    ),
     _wrong(
         "order",
         "a thread for each message: what comes later may be handled first",

@@ -76,7 +76,7 @@ WRONG = (
     ),
     _wrong(
         "twice",
-        "applies the change that the state ends with",
+        "`>=` in place of `>`: the change that the state ends with is applied again",
         ('change["version"] > self', 'change["version"] >= self'),
     ),
     _wrong(
@@ -87,7 +87,7 @@ WRONG = (
     ),
     _wrong(
         "lost",
-        "drops one change too many",
+        "`>` the state's version plus one: the first change after the state is dropped",
         (_READ, _READ + "        self.first = self.version + 1\n"),
         ('change["version"] > self.version:', 'change["version"] > self.first:'),
     ),
@@ -109,7 +109,7 @@ WRONG = (
     ),
     _wrong(
         "state",
-        "knows no state: it begins with nothing",
+        "begins with 0 in place of the state: all that was before is missing",
         (_READ, "        self.value = self.version = 0\n"),
     ),
     _wrong(
@@ -122,7 +122,7 @@ WRONG = (
     ),
     _wrong(
         "empty",
-        "fails where nothing has been changed yet",
+        "int(state['total']): before the first change there is no hash, and it raises",
         (
             'int(state.get("total", 0)), int(state.get("version", 0))',
             'int(state["total"]), int(state["version"])',

@@ -222,7 +222,11 @@ WRONG = (
     _wrong(
         "race", "SMEMBERS, then DEL of the set: who logs in meanwhile is forgotten", (_EVERYWHERE, _BY_HAND)
     ),
-    _wrong("race", "one DEL for all, but SMEMBERS before it", (_EVERYWHERE, _AT_ONCE)),
+    _wrong(
+        "race",
+        "one DEL for all, but SMEMBERS before it: who logs in between the two is on no list",
+        (_EVERYWHERE, _AT_ONCE),
+    ),
     _wrong(
         "crash",
         "the set goes first: after a crash nobody knows the sessions that are left",
@@ -234,7 +238,7 @@ WRONG = (
     ),
     _wrong(
         "race",
-        "the set first, then the session: in between log out everywhere finds nothing to delete",
+        "the set first, then the session: a log-out in between finds nothing to end, and it begins",
         (_LOGIN, _LIST + _SESSION),
         (_EVERYWHERE, _ONE_BY_ONE),
     ),
@@ -252,24 +256,32 @@ WRONG = (
         (_EVERYWHERE, _JSON_ALL),
         ("    redis.call('SREM', ARGV[1] .. user, ARGV[2])\n", ""),
     ),
-    _wrong("race", "logout() removes a set that it found empty", (_LOGOUT, _TIDY)),
+    _wrong(
+        "race",
+        "logout() deletes a set that it found empty: who logs in between the two is on no list",
+        (_LOGOUT, _TIDY),
+    ),
     _wrong("scan", "KEYS finds them all, and stops the server meanwhile", (_EVERYWHERE, _KEYS)),
-    _wrong("ttl", "the set has no TTL", (".pexpire(self.of + user, self.ms)", "")),
     _wrong(
         "ttl",
-        "the set gets its TTL in get() only",
+        "the set has no TTL: it stays for ever when its user never comes back",
+        (".pexpire(self.of + user, self.ms)", ""),
+    ),
+    _wrong(
+        "ttl",
+        "the set gets its TTL in get() only: a user who never clicks leaves it for ever",
         (".pexpire(self.of + user, self.ms)", ""),
         ("with self.r.pipeline() as pipe:  # MULTI … EXEC", "with self.r.pipeline() as pipe:"),
     ),
     _wrong(
         "ttl",
-        "sessions without a TTL",
+        "sessions without a TTL: whoever never logs out is logged in for ever",
         ("user, px=self.ms)", "user)"),
         ("'GETEX', KEYS[1], 'PX', ARGV[2])", "'GET', KEYS[1])"),
     ),
     _wrong(
         "ttl",
-        "a day for the set, whatever ttl is",
+        "a day for the set, whatever ttl says: it ends before long sessions, or long after short ones",
         (".pexpire(self.of + user, self.ms)", ".expire(self.of + user, 86_400)"),
         (_PEXPIRE_SET, ""),
     ),
@@ -280,7 +292,7 @@ WRONG = (
     ),
     _wrong(
         "listed",
-        "the set gets its TTL with the first session only",
+        "the set gets its TTL with the first session only: it ends while later ones live on",
         (".pexpire(self.of + user, self.ms)", ".pexpire(self.of + user, self.ms, nx=True)"),
         (_PEXPIRE_SET, ""),
     ),
@@ -291,11 +303,13 @@ WRONG = (
     ),
     _wrong(
         "listed",
-        "get() lengthens the set only when half of its time is over",
+        "lengthens the set only after half of its time: by then a session may outlast it",
         ("    if user then", "    if user and redis.call('PTTL', ARGV[1] .. user) < ARGV[2] / 2 then"),
     ),
     _wrong(
-        "listed", "GETEX, and PEXPIRE of the set in another round trip: a crash in between", (_GET, _LATE)
+        "listed",
+        "GETEX, then PEXPIRE of the set: a crash in between, and the set ends before the session",
+        (_GET, _LATE),
     ),
     Wrong(_GENERATION, "slide", "a generation that ends before its sessions, and begins at 0 again"),
     _wrong(
@@ -306,28 +320,34 @@ WRONG = (
             ".execute()\n        self.r.pexpire(self.of + user, self.ms)",
         ),
     ),
-    _wrong("slide", "get() does not slide", ("'GETEX', KEYS[1], 'PX', ARGV[2])", "'GET', KEYS[1])")),
-    _wrong("name", "everybody is logged out, whoever they are", (_EVERYWHERE, "self.r.flushdb()")),
+    _wrong(
+        "slide",
+        "get() does not slide: a session that is in use ends all the same",
+        ("'GETEX', KEYS[1], 'PX', ARGV[2])", "'GET', KEYS[1])"),
+    ),
+    _wrong("name", "FLUSHDB: everybody is logged out, whoever they are", (_EVERYWHERE, "self.r.flushdb()")),
     _wrong(
         "others",
-        "one set for all users",
+        "one set for all users: one user's log-out ends everybody's sessions",
         ('f"{name}:of:"', 'f"{name}:of"'),
         ("self.of + user", "self.of"),
         (".. user, ", ", "),
     ),
     _wrong(
-        "over", "the set is removed, and the sessions are not", (_EVERYWHERE, "self.r.delete(self.of + user)")
+        "over",
+        "deletes the list, not what is on it: all sessions live on, and nobody knows them",
+        (_EVERYWHERE, "self.r.delete(self.of + user)"),
     ),
     _wrong(
         "over",
-        "the newest session only",
+        "ends the newest session only: the thief's is an older one",
         (_LOGIN, _SESSION + "        self.r.set(self.of + user, sid, px=self.ms)\n"),
         (_EVERYWHERE, "self.r.delete(self.sid + (self.r.getdel(self.of + user) or ''))"),
         ("    redis.call('SREM', ARGV[1] .. user, ARGV[2])\n", ""),
     ),
     _wrong(
         "over",
-        "a hundred sessions at most",
+        "ends a hundred sessions at most: the rest lives on",
         ("redis.call('SMEMBERS', KEYS[1])", "redis.call('SRANDMEMBER', KEYS[1], 100)"),
     ),
     _wrong(
@@ -347,11 +367,15 @@ WRONG = (
         ("    def __init__", "    mine = {}\n\n    def __init__"),
         (_LOGIN, f"{_LOGIN}        self.mine.setdefault(user, []).append(sid)\n"),
     ),
-    _wrong("answer", "logout() is True in every case", (_LOGOUT, f"{_LOGOUT[7:-5]}\n        return True")),
-    _wrong("user", "knows one user", (_GET, f'{_GET} and "ada"')),
+    _wrong(
+        "answer",
+        "logout() is True in every case: nobody learns that the session had ended before",
+        (_LOGOUT, f"{_LOGOUT[7:-5]}\n        return True"),
+    ),
+    _wrong("user", "always the same user: whoever logs in is somebody else", (_GET, f'{_GET} and "ada"')),
     _wrong(
         "again",
-        "a user who logged out everywhere can never log in again",
+        "remembers that the user is out: no later session of theirs counts any more",
         (_EVERYWHERE, f"{_EVERYWHERE}\n        self.r.set(self.of + user + ':out', 1, px=self.ms)"),
         (
             _GET,

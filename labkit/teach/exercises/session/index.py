@@ -251,7 +251,7 @@ def _purge(when: str) -> tuple[str, str]:
 
 
 WRONG = (
-    wrong(_SET, "dead", "SADD: nothing ever ends"),
+    wrong(_SET, "dead", "SADD: a set knows who was there, not until when, so nothing ever ends"),
     wrong(
         _SET,
         "dead",
@@ -262,8 +262,13 @@ WRONG = (
             "        self.r.pexpire(self.key(user), round(ttl * 1000), gt=True)\n",
         ),
     ),
-    wrong(_KEYS, "scan", "SCAN through all keys of the server, for one user"),
-    wrong(_KEYS, "scan", "KEYS stops the server meanwhile", ("scan_iter", "keys")),
+    wrong(_KEYS, "scan", "SCAN through all keys of the server, for one user's sessions"),
+    wrong(
+        _KEYS,
+        "scan",
+        "KEYS: the server stands still while it looks at everybody's keys",
+        ("scan_iter", "keys"),
+    ),
     wrong(_STEPS, "crash", "ZADD, then PEXPIREAT: a crash in between leaves an index for ever"),
     wrong(_PAIRS, "race", "a set, and a key for each session: one that begins while it is cleaned is lost"),
     wrong(_JSON, "race", "one JSON value: two who write at once overwrite each other"),
@@ -272,7 +277,7 @@ WRONG = (
     _wrong(
         "early", "it ends with the session that was used last, not with the one that ends last", _last("")
     ),
-    _wrong("early", "the TTL of the first", _last(", 'NX'")),
+    _wrong("early", "PEXPIRE NX: the index ends with its first session, and others live on", _last(", 'NX'")),
     _wrong(
         "outlives",
         "GT: a key without a TTL lasts longer than any",
@@ -292,14 +297,14 @@ WRONG = (
     ),
     _wrong(
         "grows",
-        "a hundred at most are removed by a call",
+        "removes a hundred at most in a call: with more, some of the dead stay",
         (_PURGE, _PURGE_SOME),
         (_LIVE, "redis.call('ZRANGE', KEYS[1], '(' .. now, '+inf', 'BYSCORE') end"),
         ("if ARGV[1] == 'end' then", f"if ARGV[1] == 'end' and {_SCORE} > now then"),
     ),
     _wrong(
         "grows",
-        "cleaned only when there is much of it",
+        "cleans only when there is much of it: a few dead sessions stay for good",
         (_PURGE, f"    if redis.call('ZCARD', KEYS[1]) > 3 then {_PURGE.strip()} end\n"),
         (_LIVE, "redis.call('ZRANGE', KEYS[1], '(' .. now, '+inf', 'BYSCORE') end"),
         ("if ARGV[1] == 'end' then", f"if ARGV[1] == 'end' and {_SCORE} > now then"),
@@ -307,33 +312,55 @@ WRONG = (
     _wrong("grows", "cleaned by active() alone: who never asks keeps it all", _purge("~= 'touch'")),
     _wrong("dead", "cleaned by touch() alone: active() shows what has ended", _purge("== 'touch'")),
     _wrong("late", "end() is True for what had ended, since it was still on the list", _purge("~= 'end'")),
-    _wrong("dead", "whole seconds", (_NOW, "local now = tonumber(time[1]) * 1000")),
-    _wrong("outlives", "GT: a session never gets a shorter time", (_ADD, _ADD.replace(" now", " 'GT', now"))),
     _wrong(
-        "early", "NX: a session that is used ends all the same", (_ADD, _ADD.replace(" now", " 'NX', now"))
+        "dead",
+        "the time in whole seconds: for up to a second a dead session is listed",
+        (_NOW, "local now = tonumber(time[1]) * 1000"),
+    ),
+    _wrong(
+        "outlives",
+        "ZADD GT: a session that gets less time is listed for the longer one",
+        (_ADD, _ADD.replace(" now", " 'GT', now")),
+    ),
+    _wrong(
+        "early",
+        "ZADD NX: the first end stays, so a session that is used drops off the list",
+        (_ADD, _ADD.replace(" now", " 'NX', now")),
     ),
     _wrong(
         "clock",
-        "the client's clock",
+        "the client's clock: one that is ahead removes what is live",
         ("class MyIndex", "import time\n\nclass MyIndex"),
         ("    local time = redis.call('TIME')\n", ""),
         (_NOW, "local now = tonumber(ARGV[4])"),
         (_CALL, f"{_CALL[:-6]}*what, *[''] * (3 - len(what)), round(time.time() * 1000))"),
     ),
-    _wrong("others", "one index for all users", (_KEY, "self.name")),
-    _wrong("others", "names of keys without the store's", (_KEY, "user")),
-    _wrong("listed", "knows one session for each user", (_ADD, f"redis.call('DEL', KEYS[1]) {_ADD}")),
+    _wrong("others", "one index for all users: everybody sees everybody's sessions", (_KEY, "self.name")),
+    _wrong("others", "keys without the store's name: two stores mix their users", (_KEY, "user")),
     _wrong(
         "listed",
-        "each use is listed anew",
+        "one session for each user: the phone drops off when the laptop logs in",
+        (_ADD, f"redis.call('DEL', KEYS[1]) {_ADD}"),
+    ),
+    _wrong(
+        "listed",
+        "each use is a new entry: one session is listed many times",
         (_ADD, _ADD.replace("ARGV[2])", "ARGV[2] .. ':' .. now)")),
         ('return self.do(user, "active")', "return [s.partition(':')[0] for s in self.do(user, 'active')]"),
     ),
-    _wrong("listed", "ten sessions at most", (_LIVE, "redis.call('ZRANGE', KEYS[1], 0, 9) end")),
-    _wrong("answer", "end() is True in every case", ("sid) == 1", "sid) in (0, 1)")),
+    _wrong(
+        "listed",
+        "keeps ten sessions: the eleventh pushes a live one out",
+        (_LIVE, "redis.call('ZRANGE', KEYS[1], 0, 9) end"),
+    ),
+    _wrong(
+        "answer",
+        "end() is True in every case: nobody learns that the session had ended before",
+        ("sid) == 1", "sid) in (0, 1)"),
+    ),
     _wrong(
         "ended",
-        "end() changes nothing",
+        "end() changes nothing: what was ended is listed as live",
         ("redis.call('ZREM', KEYS[1], ARGV[2])", f"{_SCORE} > 0 and 1 or 0"),
     ),
 )

@@ -156,16 +156,26 @@ WRONG = (
     _wrong("race", "a plain pipeline: the session may end between GET and PEXPIRE", (_GET, _PIPED)),
     _wrong("race", "EXISTS, then DEL: two are told that they ended the session", (_DESTROY, _ASKS_FIRST)),
     _wrong(
-        "slide", "a session that is in use ends all the same", (_GET, "return self.r.get(self.key(token))")
+        "slide",
+        "GET alone: a session that is in use ends all the same",
+        (_GET, "return self.r.get(self.key(token))"),
     ),
-    _wrong("ttl", "no TTL until the first use", (_SET, _SET.replace(", px=self.ms", ""))),
+    _wrong(
+        "ttl",
+        "the TTL comes with the first use: a session that is never used stays for ever",
+        (_SET, _SET.replace(", px=self.ms", "")),
+    ),
     _wrong(
         "ttl",
         "GETEX PERSIST: the TTL is gone with the first use",
         (_GET, _GET.replace("px=self.ms", "persist=True")),
     ),
-    _wrong("ttl", "whole seconds", ("px=self.ms", "ex=max(1, int(self.ms / 1000))")),
-    _wrong("ttl", "milliseconds given as seconds", ("px=self.ms", "ex=self.ms")),
+    _wrong(
+        "ttl",
+        "EX takes whole seconds: 0.3 s become 1 s, and so do 1.9 s",
+        ("px=self.ms", "ex=max(1, int(self.ms / 1000))"),
+    ),
+    _wrong("ttl", "EX with milliseconds: half an hour becomes three weeks", ("px=self.ms", "ex=self.ms")),
     _wrong(
         "ttl",
         "the session ends with its first minute, whatever ttl says",
@@ -177,11 +187,13 @@ WRONG = (
         (_SET, "self.r.set(self.key(token), user)\n        self.r.pexpire(self.key(token), self.ms)"),
     ),
     _wrong(
-        "slide", "GT: a session never gets a shorter time", (_GET, _LUA.replace("ARGV[1])", "ARGV[1], 'GT')"))
+        "slide",
+        "PEXPIRE GT: where a longer TTL is left, a use does not shorten it to ttl",
+        (_GET, _LUA.replace("ARGV[1])", "ARGV[1], 'GT')")),
     ),
     _wrong(
         "slide",
-        "added to what was left",
+        "adds ttl to what was left: each click makes the session longer and longer",
         (_GET, _LUA.replace("ARGV[1])", "ARGV[1] + redis.call('PTTL', KEYS[1]))")),
     ),
     _wrong(
@@ -194,55 +206,91 @@ WRONG = (
             ),
         ),
     ),
-    _wrong("clear", "the token is the name of the key", (_HASH, "token")),
-    _wrong("clear", "the token in the value, beside the user", *_JSON),
-    _wrong("clear", "the token backwards", (_HASH, "token[::-1]")),
     _wrong(
         "clear",
-        "Base64 hides nothing",
+        "the token is the name of the key: whoever lists the keys is logged in as anybody",
+        (_HASH, "token"),
+    ),
+    _wrong(
+        "clear",
+        "the token in the value, beside the user: whoever reads values is logged in as anybody",
+        *_JSON,
+    ),
+    _wrong("clear", "the token backwards: whoever reads it turns it round", (_HASH, "token[::-1]")),
+    _wrong(
+        "clear",
+        "Base64 is no secret: whoever reads it decodes it",
         (_HASH, "base64.b64encode(token.encode()).decode()"),
         ("import hashlib", "import base64"),
     ),
-    _wrong("clear", "ROT13", (_HASH, "codecs.encode(token, 'rot13')"), ("import hashlib", "import codecs")),
-    _wrong("clear", "XOR with a constant", (_HASH, "bytes(c ^ 42 for c in token.encode()).hex()")),
     _wrong(
         "clear",
-        "Base32",
+        "ROT13 is no secret: whoever reads it turns it back",
+        (_HASH, "codecs.encode(token, 'rot13')"),
+        ("import hashlib", "import codecs"),
+    ),
+    _wrong(
+        "clear",
+        "XOR with a constant: the constant is in the code, and XOR again gives the token",
+        (_HASH, "bytes(c ^ 42 for c in token.encode()).hex()"),
+    ),
+    _wrong(
+        "clear",
+        "Base32 is no secret: whoever reads it decodes it",
         (_HASH, "base64.b32encode(token.encode()).decode()"),
         ("import hashlib", "import base64"),
     ),
     _wrong(
         "clear",
-        "packed",
+        "compressed: whoever reads it unpacks it",
         (_HASH, "zlib.compress(token.encode()).hex()"),
         ("import hashlib", "import zlib"),
     ),
-    _wrong("clear", "the numbers of its letters", (_HASH, "'-'.join(str(ord(c)) for c in token)")),
-    _wrong("clear", "most of the token in clear", (_HASH, f"token[:32] + {_HASH}")),
+    _wrong(
+        "clear",
+        "the letters' numbers: whoever reads them writes the letters again",
+        (_HASH, "'-'.join(str(ord(c)) for c in token)"),
+    ),
+    _wrong(
+        "clear",
+        "32 of 43 letters in clear before the hash: far fewer than 120 bits are left to guess",
+        (_HASH, f"token[:32] + {_HASH}"),
+    ),
     _wrong(
         "hash", "hash() is another number in each process", (_HASH, "hash(token)"), ("import hashlib\n", "")
     ),
     _wrong(
         "hash",
-        "a checksum: tokens that fit are found in no time",
+        "CRC-32 is a checksum, no hash: another token that fits is found in no time",
         (_HASH, "zlib.crc32(token.encode())"),
         ("hashlib", "zlib"),
     ),
-    _wrong("hash", "32 bits of the hash", (_HASH, f"{_HASH}[:8]")),
-    _token("secrets.token_hex(4)", "32 bits"),
-    _token("str(random.getrandbits(256))", "a generator that can be predicted", "import random"),
-    _token("str(uuid.uuid1())", "the time and the machine", "import uuid"),
+    _wrong(
+        "hash",
+        "32 bits of the hash: a token that fits is found by trying a few billion",
+        (_HASH, f"{_HASH}[:8]"),
+    ),
+    _token("secrets.token_hex(4)", "32 bits of chance: all tokens can be tried"),
+    _token(
+        "str(random.getrandbits(256))",
+        "random can be predicted: from some tokens one works out the next",
+        "import random",
+    ),
+    _token("str(uuid.uuid1())", "uuid1 is time and machine: whoever knows both tries a few", "import uuid"),
     _token(
         "hashlib.sha256(f'{user}{time.time()}'.encode()).hexdigest()",
-        "the hash of the user and the time",
+        "a hash of user and time: both can be guessed, and hashing adds no chance",
         "import time",
     ),
     _token(
         "hashlib.sha256(str(next(COUNT)).encode()).hexdigest()",
-        "the hash of a number",
+        "a hash of 0, 1, 2 …: whoever hashes them has all tokens",
         "import itertools\n\nCOUNT = itertools.count()",
     ),
-    _token("hashlib.sha256(secrets.token_bytes(3)).hexdigest()", "long, but only 24 bits of it are chance"),
+    _token(
+        "hashlib.sha256(secrets.token_bytes(3)).hexdigest()",
+        "long, but a hash of three random bytes: all 16 million can be tried",
+    ),
     _wrong(
         "shared",
         "a dict: other processes know nothing of it",
@@ -253,13 +301,13 @@ WRONG = (
     ),
     _wrong(
         "shared",
-        "a salt of its own in each object",
+        "a salt of its own in each object: another process looks under another name",
         ("round(ttl * 1000))", "round(ttl * 1000))\n        self.salt = secrets.token_bytes(16)"),
         ("token.encode()", "self.salt + token.encode()"),
     ),
     _wrong(
         "shared",
-        "a pepper of its own in each process",
+        "a pepper of its own in each process: another process, or the next, finds no session",
         ("token.encode()", "PEPPER + token.encode()"),
         ("class MySessions", "PEPPER = secrets.token_bytes(16)\n\nclass MySessions"),
     ),
@@ -272,7 +320,7 @@ WRONG = (
     ),
     _wrong(
         "shared",
-        "users are looked up in the process, where it knows them",
+        "asks the process, not Redis: who was logged out elsewhere is still known here",
         (_SET, f"{_SET}\n        self.known[token] = user"),
         (_GET, f"found = {_GET[7:]}\n        return self.known.get(token, found)"),
         (_DESTROY, f"self.known.pop(token, None)\n        {_DESTROY}"),
@@ -280,7 +328,7 @@ WRONG = (
     ),
     _wrong(
         "clock",
-        "the end by the client's clock",
+        "PXAT by the client's clock: one that is behind ends sessions at once",
         ("import secrets", "import secrets, time"),
         (_GET, "return self.r.getex(self.key(token), pxat=round(time.time() * 1000) + self.ms)"),
     ),
@@ -289,7 +337,7 @@ WRONG = (
         "names of keys without `name`: another store lets them in",
         ('f"{self.name}:{hash', 'f"session:{hash'),
     ),
-    _wrong("user", "knows one user", (_GET, f'{_GET} and "ada"')),
+    _wrong("user", "always the same user: whoever logs in is somebody else", (_GET, f'{_GET} and "ada"')),
     _wrong(
         "user",
         "a session for each user: the next log-in ends the one before",
@@ -300,7 +348,7 @@ WRONG = (
     ),
     _wrong(
         "others",
-        "destroys every session",
+        "FLUSHDB: one log-out ends everybody's session",
         (
             _DESTROY,
             _DELETES_ALL,
@@ -313,15 +361,25 @@ WRONG = (
         (_GET, _FROM_ONE),
         (_DESTROY, "return self.r.hdel(self.name, self.key(token)) == 1"),
     ),
-    _wrong("unknown", "False where there is no session", (_GET, f"{_GET} or False")),
-    _wrong("unknown", "'' where there is no session", (_GET, f"{_GET} or ''")),
+    _wrong(
+        "unknown", "False where there is no session: the answer to that is None", (_GET, f"{_GET} or False")
+    ),
+    _wrong("unknown", "'' where there is no session: the answer to that is None", (_GET, f"{_GET} or ''")),
     _wrong(
         "scan",
-        "looks for the key among all keys",
+        "SCAN for one key: it goes through all keys of the server with each click",
         (_DESTROY, "return any(self.r.delete(k) for k in self.r.scan_iter() if k == self.key(token))"),
     ),
-    _wrong("answer", "destroy() is True in every case", (_DESTROY, f"{_DESTROY[7:-5]}\n        return True")),
-    _wrong("answer", "destroy() tells nothing", (_DESTROY, _DESTROY[7:-5])),
+    _wrong(
+        "answer",
+        "destroy() is True in every case: nobody learns that the session had ended before",
+        (_DESTROY, f"{_DESTROY[7:-5]}\n        return True"),
+    ),
+    _wrong(
+        "answer",
+        "destroy() gives None: nobody learns whether there was a session",
+        (_DESTROY, _DESTROY[7:-5]),
+    ),
     _wrong(
         "unknown",
         "HINCRBY makes a session of a token that nobody has",

@@ -90,11 +90,19 @@ _SAFE_BY_HAND = _BY_HAND.replace(
 
 WRONG = (
     _wrong("idle", "no idle time: takes what others are at work on", (_LEAST, "0")),
-    _wrong("idle", "seconds for milliseconds", (_LEAST, "max(1, round(idle))")),
-    _wrong("unit", "whole seconds", (_LEAST, "int(idle) * 1000")),
+    _wrong(
+        "idle",
+        "seconds where XAUTOCLAIM counts ms: 30 s become 30 ms, and the living are robbed",
+        (_LEAST, "max(1, round(idle))"),
+    ),
+    _wrong(
+        "unit",
+        "int(idle): 0.5 s becomes 0, and it takes what others are at work on",
+        (_LEAST, "int(idle) * 1000"),
+    ),
     _wrong(
         "live",
-        "begins with all that it holds itself, also what it is at work on",
+        "begins with `0`, all that it holds itself: also what it is at work on",
         (
             'taken, cursor = [], "0-0"',
             'reply = r.xreadgroup(group, name, {stream: "0"}, count=10)\n'
@@ -128,11 +136,13 @@ WRONG = (
         ('["times_delivered"] > most', '["times_delivered"] >= most'),
     ),
     _wrong(
-        "deliveries", "one delivery too few", ('["times_delivered"] > most', '["times_delivered"] >= most')
+        "deliveries",
+        "sets aside one delivery too early: an entry has fewer tries than `most`",
+        ('["times_delivered"] > most', '["times_delivered"] >= most'),
     ),
     _wrong(
         "deliveries",
-        "one delivery too many",
+        "sets aside one delivery too late: what kills its worker kills once more than `most`",
         ('["times_delivered"] > most', '["times_delivered"] > most + 1'),
     ),
     wrong(
@@ -143,14 +153,18 @@ WRONG = (
     ),
     _wrong(
         "dead",
-        "acknowledges what is poisonous, and writes no letter",
+        "XACK without a letter: what is poisonous is gone, and nobody learns of it",
         _buries("r.xack(stream, group, entry)"),
     ),
-    _wrong("dead", "the letter does not say which entry it was", ('"from": entry, ', "")),
-    _wrong("ack", "a letter without an acknowledgement: one more each time", _buries("r.xadd(dead, letter)")),
+    _wrong("dead", "the letter has no `from`: nobody knows which entry it was", ('"from": entry, ', "")),
+    _wrong(
+        "ack",
+        "a letter without XACK: the entry comes again, and writes one more each time",
+        _buries("r.xadd(dead, letter)"),
+    ),
     _wrong(
         "lost",
-        "acknowledges, and then writes the letter",
+        "XACK, then the letter: a crash in between, and there is none",
         _buries("r.xack(stream, group, entry)", "r.xadd(dead, letter)"),
     ),
     _wrong(
@@ -163,7 +177,11 @@ WRONG = (
         "one XAUTOCLAIM from the beginning: it looks at a hundred entries, and the idle one is behind them",
         ('if cursor == "0-0":\n            break', "break"),
     ),
-    _wrong("batch", "as many as there are", ("count=rest", "count=1000")),
+    _wrong(
+        "batch",
+        "no COUNT: a worker takes all that the dead left, and the others get nothing",
+        ("count=rest", "count=1000"),
+    ),
     _wrong(
         "owner",
         "acknowledges what it takes over: if this worker dies, too, it is lost",
@@ -177,7 +195,11 @@ WRONG = (
         "claims for another name: who handles it does not hold it",
         ("group, name, least", "group, 'reclaimer', least"),
     ),
-    _wrong("answer", "ids alone", ("taken.append((entry, fields))", "taken.append(entry)")),
+    _wrong(
+        "answer",
+        "ids alone: the caller has to read each entry once more",
+        ("taken.append((entry, fields))", "taken.append(entry)"),
+    ),
 )
 
 STREAM, DEAD, IDLE, MOST = "orders", "orders:dead", 60.0, 3

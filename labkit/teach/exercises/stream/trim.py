@@ -67,7 +67,11 @@ WRONG = (
         "MAXLEN drops the oldest, read or not",
         _adds("return r.xadd(stream, fields, maxlen=most, approximate=False)"),
     ),
-    _wrong("over", "no bound at all", _adds("return r.xadd(stream, fields)")),
+    _wrong(
+        "over",
+        "XADD without a bound: the stream grows until memory ends",
+        _adds("return r.xadd(stream, fields)"),
+    ),
     _wrong(
         "over",
         "MAXLEN ~ leaves up to a hundred more",
@@ -75,7 +79,7 @@ WRONG = (
     ),
     _wrong(
         "scan",
-        "KEYS, to find the streams that are too long",
+        "KEYS, to find streams that are too long: it goes through all keys of the server",
         _adds(
             "for key in r.keys(f'{stream}*'):",
             "    if r.xlen(key) >= most and (first := first_needed(r, key)):",
@@ -83,8 +87,16 @@ WRONG = (
             "return r.xadd(stream, fields) if r.xlen(stream) < most else None",
         ),
     ),
-    _wrong("stuck", "refuses when it is full, and never trims", (_FIRST, "if False:")),
-    _wrong("stuck", "MINID ~ trims whole nodes of a hundred only", (", approximate=False", "")),
+    _wrong(
+        "stuck",
+        "refuses when it is full, and never trims: from then on it refuses for ever",
+        (_FIRST, "if False:"),
+    ),
+    _wrong(
+        "stuck",
+        "MINID ~ drops whole nodes only: up to a hundred that may go stay, and it refuses",
+        (", approximate=False", ""),
+    ),
     _wrong(
         "pending",
         "trims what was delivered: what a worker has in its hands is gone if that dies",
@@ -108,8 +120,16 @@ WRONG = (
             "return entry",
         ),
     ),
-    _wrong("groups", "asks one group", ("in r.xinfo_groups(stream):", "in r.xinfo_groups(stream)[:1]:")),
-    _wrong("groups", "trims up to where the fastest group is", (_MIN, _MIN.replace("min(", "max("))),
+    _wrong(
+        "groups",
+        "asks the first group alone: what the others still need is dropped",
+        ("in r.xinfo_groups(stream):", "in r.xinfo_groups(stream)[:1]:"),
+    ),
+    _wrong(
+        "groups",
+        "trims up to the fastest group: what slower ones have not read is gone",
+        (_MIN, _MIN.replace("min(", "max(")),
+    ),
     _wrong("order", "compares ids as text: 10-0 is before 9-0", (_MIN, "return min(needed, default=None)")),
     _wrong(
         "race",
@@ -145,7 +165,7 @@ WRONG = (
     ),
     _wrong(
         "waits",
-        "waits until there is a place: it is not told that it must",
+        "waits until there is a place: the producer hangs in place of being told",
         _adds(
             "import time",
             "while r.xlen(stream) >= most:",
@@ -157,13 +177,13 @@ WRONG = (
     ),
     _wrong(
         "unread",
-        "without a group everything is trimmed",
+        "no group, so nothing is needed: but in a stream without a group all is needed",
         ("default=None)", 'default="+")'),
         (_TRIM, 'r.xtrim(stream, maxlen=0, approximate=False) if first == "+" else ' + _TRIM),
     ),
     _wrong(
         "answer",
-        "True in place of the id",
+        "True in place of the id: the caller cannot name the entry any more",
         ("    return entry\n\ndef", "    return entry is not None\n\ndef"),
     ),
 )

@@ -129,12 +129,12 @@ _ASKS = ("if self.r.exists(done):", f"    {_ACKS}", "    return")
 WRONG = (
     _wrong(
         "lost",
-        "acknowledges before the work",
+        "XACK before the work: a crash in between, and the payment is lost with nothing pending",
         (_DONE, f"        {_ACKS}\n{_DONE}"),
     ),
     _wrong(
         "lost",
-        "acknowledges the whole batch as soon as it is read",
+        "XACK of the whole batch when it is read: a crash loses all that was not done yet",
         (
             _LOOP,
             "        if entries:\n"
@@ -167,11 +167,15 @@ WRONG = (
     _wrong("start", "without MKSTREAM no worker starts before the first payment", (", mkstream=True", "")),
     _wrong(
         "again",
-        "removes the group, and creates it anew, whenever a worker starts",
+        "destroys the group at each start: what is pending is forgotten, and all is delivered again",
         ("        try:\n", "        r.exists(stream) and r.xgroup_destroy(stream, group)\n        try:\n"),
     ),
     _wrong("blocks", "BLOCK 0: waits for ever, and nothing can stop it", ("count=10", "count=10, block=0")),
-    _wrong("blocks", "waits five seconds", ("count=10", "count=10, block=5000")),
+    _wrong(
+        "blocks",
+        "BLOCK 5000: work() is to say 0 at once, and keeps its caller waiting",
+        ("count=10", "count=10, block=5000"),
+    ),
     _wrong(
         "duplicate",
         "no idempotency key: XACK guards against the same entry, not against the same payment",
@@ -184,17 +188,17 @@ WRONG = (
     ),
     _wrong(
         "duplicate",
-        "effect and acknowledgement in one step, and no idempotency key",
+        "work and XACK in MULTI: a payment that was sent twice is two entries, and paid twice",
         _settles(*(line for line in _MULTI if ".set(" not in line)),
     ),
     _wrong(
         "lost",
-        "the done key first, and the effect in another step",
+        "done first, and the effect in another step: a crash in between loses the payment",
         _settles(f"if {_NX}:", f"    {_PAYS}", _ACKS),
     ),
     _wrong(
         "twice",
-        "the effect first, and the done key in another step",
+        "the effect first, and done in another step: a crash in between pays twice",
         _settles("if not self.r.exists(done):", f"    {_PAYS}", f"    {_NX}", _ACKS),
     ),
     _wrong(
@@ -202,7 +206,7 @@ WRONG = (
     ),
     _wrong(
         "raises",
-        "WATCH, and nobody catches the WatchError",
+        "WATCH is right, but its WatchError ends the worker: somebody else has paid, no more",
         _settles(
             "with self.r.pipeline() as pipe:",
             "    pipe.watch(done)",
@@ -214,13 +218,17 @@ WRONG = (
             "    pipe.xack(self.stream, self.group, entry).execute()",
         ),
     ),
-    _wrong("ttl", "each payment is remembered for ever", ("'NX', 'EX', ARGV[3])", "'NX')")),
+    _wrong(
+        "ttl",
+        "the done key has no TTL: memory grows with each payment that ever was",
+        ("'NX', 'EX', ARGV[3])", "'NX')"),
+    ),
     _wrong(
         "ttl", "remembered for less than four seconds: milliseconds for seconds", ("'NX', 'EX'", "'NX', 'PX'")
     ),
     _wrong(
         "ttl",
-        "one set of all payments, whose TTL each payment renews",
+        "one set for all payments, renewed by each: while payments come it never ends",
         (
             _GUARD,
             "    local new = redis.call('SADD', KEYS[3], ARGV[6])\n"
@@ -236,13 +244,13 @@ WRONG = (
     ),
     _wrong(
         "ack",
-        "never acknowledges",
+        "no XACK: all that was ever read stays pending",
         ("return redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])", "return 1"),
         (_READS, 'entries = self.read(">")'),
     ),
     _wrong(
         "theirs",
-        "takes over whatever is pending, as soon as it looks",
+        "takes over what is pending without an idle time: that is others' work",
         (_READS, "self.r.xautoclaim(self.stream, self.group, self.name, 0)\n        " + _READS),
     ),
     _wrong(
@@ -251,10 +259,14 @@ WRONG = (
         (_BY_LUA, f"{_BY_LUA}        self.r.xdel(self.stream, entry)\n"),
     ),
     _wrong("batch", "no COUNT: a million entries at once", (", count=10", "")),
-    _wrong("others", "the done key says nothing of the stream", ('f"{self.stream}:paid', 'f"paid')),
+    _wrong(
+        "others",
+        "the done key has only the payment's id: another stream's payment of that id counts as paid",
+        ('f"{self.stream}:paid', 'f"paid'),
+    ),
     _wrong(
         "shared",
-        "remembers in the process what was paid",
+        "remembers in the process: another worker, or this one after a crash, pays again",
         ("import redis\n", "import redis\n\nPAID = set()\n"),
         _settles(
             "if fields['payment'] not in PAID:",
@@ -264,7 +276,11 @@ WRONG = (
         ),
         (_DONE, ""),
     ),
-    _wrong("answer", "returns nothing", ("        return len(entries)\n", "")),
+    _wrong(
+        "answer",
+        "returns None: the caller does not know whether there is more to do",
+        ("        return len(entries)\n", ""),
+    ),
 )
 
 STREAM, ACCOUNTS = "payments", "accounts"
