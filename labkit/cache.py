@@ -564,7 +564,8 @@ class CacheAside:
 
 
 CACHES = weakref.WeakSet[CacheAside]()
-os.register_at_fork(after_in_child=lambda: [*map(CacheAside._begin, CACHES)])
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=lambda: [*map(CacheAside._begin, CACHES)])
 
 
 class WriteThrough:

@@ -15,6 +15,9 @@ from nbval.plugin import IPyNbCell  # type: ignore[import-untyped]
 
 from labkit.teach.exercises import Exercise, load
 
+DEMOS = "90_demos.ipynb"
+"""It has no exercises: it runs again, and that is all."""
+
 
 class Solved(pytest.Item):
     """Each exercise of a chapter has a cell, with its stub, and was accepted when the chapter ran again."""
@@ -61,8 +64,9 @@ def _again(chapter: Any, cells: list[Any]) -> Iterator[pytest.Item]:
             IPyNbCell.from_parent(chapter, name=name, cell_num=item.cell_num, cell=cell, options=options)
         )
     yield from again
-    yield Solved.from_parent(chapter, name="Solved", again=again, stubs=stubs)
+    if chapter.path.name != DEMOS:
+        yield Solved.from_parent(chapter, name="Solved", again=again, stubs=stubs)
 
 
 def _exercises(chapter: Path) -> tuple[Exercise, ...]:
-    return load(chapter.stem.partition("_")[2])
+    return () if chapter.name == DEMOS else load(chapter.stem.partition("_")[2])

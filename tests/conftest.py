@@ -65,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "single_server(why): not on a cluster, for a reason that is told")
+    config.addinivalue_line("markers", "docker: needs a Docker engine; skipped, with the reason, without one")
 
 
 @pytest.hookimpl(tryfirst=True)

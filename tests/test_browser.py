@@ -250,6 +250,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait(30)
 
 
+def test_the_address_without_a_path_leads_to_chapter_00(lab: str) -> None:
+    """No browser is needed: whoever opens JupyterLab's own address is sent there."""
+    with urllib.request.urlopen(lab.replace("/lab?", "/?"), timeout=30) as page:
+        assert page.url.partition("?")[0].endswith("/lab/tree/notebooks/00_start_here.ipynb")
+
+
 def await_answer(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(600):
         assert server.poll() is None, log.read_text()
@@ -291,6 +297,42 @@ def open_and_run(page: Any, name: str, shared: bool = False) -> None:
     assert page.evaluate(STATE)["errors"] == []
 
 
+# What Tab has come to: its place among all that is enabled, whether its frame is seen, and what it is called.
+FOCUSED = """box => {
+  const all = Array.from(box.querySelectorAll('button:enabled, select, input, .noUi-handle'));
+  const one = document.activeElement, row = one.closest('.widget-inline-hbox');
+  const label = row && row.querySelector('.widget-label');
+  const frame = getComputedStyle(one).outlineStyle;
+  const name = one.innerText || (label && label.innerText) || '';
+  const told = one.title || (row && (row.title || label && label.title)) || '';
+  const slider = one.classList.contains('noUi-handle');
+  return {place: all.indexOf(one), of: all.length, frame, name, told, slider};
+}"""
+
+
+def walk(page: Any, box: Any) -> list[str]:
+    """Go through a widget by Tab alone: it comes to each control in order; gives what they are called.
+
+    Each has a name, a slider a description too, and what has the focus has a frame.
+    """
+    box.locator("button:enabled, select, input, .noUi-handle").first.focus()
+    page.keyboard.press("Shift+Tab")
+    names: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen = box.evaluate(FOCUSED)
+        if seen["place"] < 0:
+            continue
+        assert seen["place"] == len(names), f"Tab goes from {names} to {seen}"
+        assert seen["frame"] != "none", f"{seen}: its focus is not seen"
+        assert seen["name"], f"{seen}: it has no name"
+        assert seen["told"] or not seen["slider"], f"{seen}: nothing tells what it is"
+        names.append(seen["name"])
+        if len(names) == seen["of"]:
+            return names
+    pytest.fail(f"Tab comes to {names} alone, of {seen['of']} controls")
+
+
 def await_change(page: Any, picture: Any, before: bytes) -> None:
     """Until the picture differs, and the status line says that it is done."""
     for _ in range(300):
@@ -312,6 +354,7 @@ def test_a_playground_follows_the_keyboard(page: Any, chapter: str, name: str) -
     assert status.inner_text().startswith("drawn:"), status.inner_text()
     told = status.inner_text()
 
+    walk(page, box)
     page.evaluate(ASK_KERNEL, WATCH_THREADS)
     slider = box.get_by_role("slider").first
     slider.focus()
@@ -326,13 +369,21 @@ def test_a_playground_follows_the_keyboard(page: Any, chapter: str, name: str) -
     box.screenshot(path=SCREENSHOTS / f"{name}-after.png")
     page.screenshot(path=SCREENSHOTS / f"{name}-page.png")
     assert page.evaluate(ASK_KERNEL, "print(set(in_main_thread))").strip() == "{True}"
+    if (choices := box.locator(".widget-toggle-button")).count():
+        chosen = choices.nth(1)
+        chosen.focus()
+        page.keyboard.press("Enter")
+        said = f"status => status.innerText.includes({chosen.inner_text()!r})"
+        page.wait_for_function(said, arg=status.element_handle())
 
 
 def small(page: Any, name: str) -> Any:
     """The widget of a small notebook, which has been run. They share a kernel: leave nothing behind there."""
     open_and_run(page, name, shared=True)
     page.evaluate(SHARE)
-    return page.locator(".jp-OutputArea .widget-vbox").first
+    box = page.locator(".jp-OutputArea .labkit-widget").first
+    walk(page, box)
+    return box
 
 
 def type_on(page: Any, box: Any, css: str, key: str = "Enter") -> None:
@@ -520,6 +571,14 @@ def test_a_live_board_is_played_boosted_and_paused_by_the_keyboard(page: Any) ->
     status, rows = box.locator(".labkit-status"), box.locator(".labkit-row")
     assert status.inner_text() == "nobody has scored yet: press start"
     box.screenshot(path=SCREENSHOTS / "board-before.png")
+    letters = "status => parseFloat(getComputedStyle(status.querySelector('b')).fontSize)"
+    before = status.evaluate(letters)
+    page.evaluate(ASK_KERNEL, "from labkit.show import plot; plot.use_style('talk')")
+    page.wait_for_function(f"status => ({letters})(status) >= 24", arg=status.element_handle())
+    assert box.locator(".labkit-start").evaluate("e => parseFloat(getComputedStyle(e).fontSize)") >= 20
+    box.screenshot(path=SCREENSHOTS / "board-talk.png")
+    page.evaluate(ASK_KERNEL, "plot.use_style('page')")
+    page.wait_for_function(f"status => ({letters})(status) === {before}", arg=status.element_handle())
     type_on(page, box, "start")
     assert box.locator(".labkit-start").inner_text() == "pause"
     page.wait_for_function("document.querySelectorAll('.labkit-row').length >= 10")

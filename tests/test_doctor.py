@@ -79,6 +79,7 @@ def test_a_stranger_on_the_containers_port_is_noted(monkeypatch: pytest.MonkeyPa
 
 def test_missing_extras_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("LABKIT_NODE", "none")
     assert doctor._docker().state == doctor._node().state == "note"
     monkeypatch.setattr(doctor, "find_browser", lambda: None)
     assert "apt-get install chromium" in doctor._browser().remedy

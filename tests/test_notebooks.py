@@ -20,6 +20,9 @@ from labkit.teach.exercises import load
 from labkit.teach.refresh import STRIPPED
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+DEMOS = "90_demos"
+"""All widgets on one page: no acts and no exercises; tests/test_demos.py says what it has instead."""
+
 EXEMPT = "nbval-ignore-output"
 TAGS = {EXEMPT, "raises-exception"}
 SLIDES = {"slide", "subslide", "fragment", "skip", "notes", "-"}
@@ -186,12 +189,26 @@ def test_metadata_is_bare_and_ids_are_unique(path: Path) -> None:
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.metadata.language_info == {"name": "python"}
     for cell in notebook.cells:
-        assert cell.metadata.keys() <= {"slideshow", "tags"}, _where(notebook, cell)
+        assert cell.metadata.keys() <= {"slideshow", "tags", "labkit"}, _where(notebook, cell)
         unknown = {tag for tag in _tags(cell) - TAGS if not tag.startswith("exercise-")}
         assert not unknown, f"{_where(notebook, cell)}: {unknown}"
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids)
     assert strip_output(copy.deepcopy(notebook), True, True, True, extra_keys=STRIPPED) == notebook
+
+
+def test_each_part_has_questions_for_the_room(path: Path) -> None:
+    """The instructor's hidden notes: at each act's heading, and with each question what to expect."""
+    if path.stem == "90_demos":
+        pytest.skip("all widgets on one page: it has no acts")
+    for cell in _read(path).cells:
+        notes = cell.metadata.get("labkit")
+        asked = re.match(r"## (Act \d|In production|Exercises)", cell.source) is not None
+        assert (notes is not None) == (asked and cell.cell_type == "markdown"), cell.id
+        if notes is not None:
+            assert notes.keys() == {"ask", "expect"}, cell.id
+            assert 2 <= len(notes["ask"]) == len(notes["expect"]) <= 4, cell.id
+            assert all(question.rstrip().endswith(("?", ".")) for question in notes["ask"]), cell.id
 
 
 def test_cells_are_short(path: Path) -> None:
@@ -203,6 +220,8 @@ def test_cells_are_short(path: Path) -> None:
 
 
 def test_sections_come_in_order(path: Path) -> None:
+    if path.stem == DEMOS:
+        return
     notebook = _read(path)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     prose = re.sub(r"^```.*?^```", "", prose, flags=re.M | re.S)
@@ -226,6 +245,8 @@ def test_setup_cell_connects(path: Path) -> None:
 
 
 def test_exercises_stand_in_the_chapter(path: Path) -> None:
+    if path.stem == DEMOS:
+        return
     notebook = _read(path)
     cells = _code(notebook)
     stem = path.stem.partition("_")[2]
@@ -244,7 +265,7 @@ def test_exercises_stand_in_the_chapter(path: Path) -> None:
 
 
 def test_key_literals_begin_with_the_prefix(path: Path) -> None:
-    """Of calls on `r`, the connected client, and of %%redis cells that use it."""
+    """Of calls on `r`, the connected client, and of %%redis and %%node cells that use it."""
     notebook = _read(path)
     for cell in _code(notebook):
         if cell.source.startswith("%%redis\n"):
@@ -254,6 +275,8 @@ def test_key_literals_begin_with_the_prefix(path: Path) -> None:
                 if line.strip() and line.strip()[0] != "#"
             ]
             keys = [line[1] for line in words if line[0].lower() in WRITES and len(line) > 1]
+        elif cell.source.startswith("%%node"):
+            keys = re.findall(r"""\bredis\.(?!eval)\w+\(\s*["'`]([^"'`]*)""", cell.source)
         elif cell.source.startswith("%%redis"):
             continue
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
@@ -13,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def pinned() -> dict[str, str]:
     groups = [PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"].values()]
-    return dict(re.split(r"==", item, maxsplit=1) for group in groups for item in group)
+    return dict(re.split(r"==", item.partition(";")[0], maxsplit=1) for group in groups for item in group)
 
 
 def environment() -> list[str]:
@@ -23,8 +24,17 @@ def environment() -> list[str]:
 
 def test_every_direct_dependency_is_pinned_exactly() -> None:
     groups = [PROJECT["project"]["dependencies"], *PROJECT["dependency-groups"].values()]
-    loose = [item for group in groups for item in group if not re.fullmatch(r"[\w\[\].-]+==[\w.]+", item)]
+    loose = [
+        item for group in groups for item in group if not re.fullmatch(r"[\w\[\].-]+==[\w.]+(; .+)?", item)
+    ]
     assert loose == []
+
+
+def test_what_node_needs_is_pinned_exactly() -> None:
+    package = json.loads((ROOT / "notebooks" / "node" / "package.json").read_text())
+    assert list(package["dependencies"]) == ["ioredis"]
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in package["dependencies"].values())
+    assert package["private"] is True and "devDependencies" not in package
 
 
 def test_the_conda_environment_takes_its_packages_from_pyproject() -> None:
@@ -34,7 +44,24 @@ def test_the_conda_environment_takes_its_packages_from_pyproject() -> None:
     named = {re.split(r"[ <>=]", item)[0] for item in items}
     assert named == {"conda-forge", "python", "pip", "pip:", "redis-server", "nodejs", "-e"}
     python = next(item for item in items if item.startswith("python "))
-    assert python == f"python {PROJECT['project']['requires-python']}"
+    one = re.fullmatch(r"python =(\d+)\.(\d+)", python)  # repo2docker reads no other form, and takes 3.10
+    assert one and PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+    assert (3, 11) <= (int(one[1]), int(one[2])) < (3, 14)
+
+
+def test_repo2docker_builds_from_the_conda_environment() -> None:
+    """It looks nowhere else: none of the files and folders that it would prefer is there."""
+    preferred = (
+        "Dockerfile",
+        "binder",
+        ".binder",
+        "default.nix",
+        "Project.toml",
+        "apt.txt",
+        "postBuild",
+        "start",
+    )
+    assert [name for name in preferred if (ROOT / name).exists()] == []
 
 
 def test_dependencies_are_listed_nowhere_else() -> None:

@@ -117,6 +117,7 @@ GENERIC: dict[str, Callable[[Axes | None], Axes]] = {
     "timeline": lambda ax: plot.timeline(
         {"ok": [0.1, 0.5], "failed": [0.2]}, ax, title="It came back", spans={"down": (0.15, 0.4)}
     ),
+    "reconnects": lambda ax: plot.reconnects({"one": [0.1, 0.3], "other": [0.2]}, ax, title="Back", back=0.2),
     "memory": lambda ax: plot.memory({"kept": [10**6, 3 * 10**6]}, ax, limit=5 * 1024**2),
     "waits": lambda ax: plot.waits({"KEYS": [(0.0, 0.1)], "SCAN": [(0.1, 0.001)]}, ax, title="KEYS stops"),
     "turns": lambda ax: plot.turns({"polls": [[(0, 0.1, 0.2)], [(0, 0.3, 0.4)]]}, ax, title="One waits"),
@@ -233,6 +234,14 @@ def test_timeline_has_a_row_for_each_name() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["ok", "failed"]
     assert [xs(line) for line in ax.get_lines()] == [[1.0], [2.0, 3.0]]
     assert ax.get_lines()[1].get_color() == plot.VERMILLION
+
+
+def test_reconnects_tells_refused_attempts_from_the_one_that_connected() -> None:
+    ax = plot.reconnects({"one": [0.1, 0.3, 0.5], "other": [0.45]}, title="t", back=0.4)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["one", "other"]
+    assert [xs(line) for line in ax.get_lines()] == [[0.1, 0.3], [0.5], [], [0.45]]
+    assert ax.get_legend_handles_labels()[1] == ["server away", "refused", "connected"]
+    assert {line.get_color() for line in ax.get_lines()[::2]} == {plot.VERMILLION}
 
 
 NOTEBOOK = """

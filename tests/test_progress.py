@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import getpass
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 import labkit
 from labkit.__main__ import main
 from labkit.rig.server import Server
 from labkit.teach import progress
+from labkit.teach.exercises import load, stems
 from labkit.teach.progress import Progress
 
 
@@ -31,6 +40,88 @@ def test_grid_shows_every_state() -> None:
 def test_grid_aligns_the_chapters() -> None:
     grid = Progress((("00 a", (("x", "correct"),)), ("05 longer", (("y", "not attempted"),))))
     assert repr(grid) == "00 a       ✓ x\n05 longer  ○ y\n1 of 2 solved"
+
+
+def test_the_table_counts_and_links() -> None:
+    progress.record("start_here", "encode", "correct")
+    html = labkit.progress()._repr_html_()
+    notebooks = Path(__file__).parents[1] / "notebooks"
+    links = re.findall(r"<a href='([^']+)'>([^<]+)</a></th><td>(\d+) of (\d+)</td>", html)
+    assert [name for _, name, *_ in links] == [name for name, _ in labkit.progress().chapters]
+    assert all((notebooks / file).is_file() for file, *_ in links)
+    assert links[0] == ("00_start_here.ipynb", "00 start_here", "1", "4")
+    assert "<a" not in Progress((("a<b", (("x", "correct"),)),))._repr_html_()
+
+
+def test_an_export_says_all_and_names_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kathmandu")
+    time.tzset()
+    try:
+        progress.record("start_here", "encode", "correct")
+        progress.record("start_here", "count", "incorrect")
+        grid = labkit.progress()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    rows = grid.rows
+    assert len(rows) == sum(len(load(stem)) for stem in stems()) and {*rows[0]} == {*progress.COLUMNS}
+    assert [row["state"] for row in rows[:4]] == ["correct", "not attempted", "not attempted", "incorrect"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[0]["at"]) and rows[1]["at"] == ""
+    assert abs(datetime.fromisoformat(rows[0]["at"]) - datetime.now(UTC)) < timedelta(minutes=5)
+    kept = json.loads(grid.to_json(tmp_path / "a.json"))
+    assert kept == {"format": 1, "solved": 1, "exercises": len(rows), "rows": rows}
+    assert json.loads((tmp_path / "a.json").read_text()) == kept
+    text = grid.to_csv(tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes().decode("utf-8") == text
+    assert text.splitlines()[0] == "chapter,exercise,state,at"
+    assert list(csv.DictReader(text.splitlines())) == rows
+    assert socket.gethostname() not in text and str(Path.home()) not in text and getpass.getuser() not in text
+
+
+def test_a_table_of_one_learner_and_of_a_class(tmp_path: Path) -> None:
+    progress.record("start_here", "encode", "correct")
+    labkit.progress("start_here").to_csv(tmp_path / "anna.csv")
+    progress.record("start_here", "count", "incorrect")
+    table = labkit.progress("start_here").df
+    assert list(table.columns) == list(progress.COLUMNS) and len(table) == 4
+    assert str(table["at"].dtype).startswith("datetime64[") and "UTC" in str(table["at"].dtype)
+    assert table["at"].isna().tolist() == [False, True, True, False]
+    labkit.progress("start_here").to_csv(tmp_path / "ben.csv")
+    doc = (progress.Progress.__doc__ or "").split("one table:")[1]
+    lines = [line.strip().split("  #")[0] for line in doc.strip().splitlines()]
+    space: dict[str, Any] = {"pd": pd, "Path": lambda _: tmp_path}
+    exec("\n".join(lines[:-1]), space)
+    counts = eval(lines[-1], space)
+    assert counts.loc[("00 start_here", "encode"), "correct"] == 2
+    assert counts.loc[("00 start_here", "count")].to_dict() == {
+        "correct": 0,
+        "incorrect": 1,
+        "not attempted": 1,
+    }
+
+
+@pytest.mark.parametrize("damage", [{"at": 5}, {"at": "yesterday"}, {"state": "correct"}])
+def test_a_time_that_is_none_is_empty(damage: dict[str, Any]) -> None:
+    progress.path().parent.mkdir(parents=True)
+    progress.path().write_text(json.dumps({"start_here": {"encode": damage}}))
+    assert labkit.progress("start_here").rows[0]["at"] == ""
+
+
+def test_the_command_line_exports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress.record("start_here", "encode", "correct")
+    for form, read in (("json", lambda text: json.loads(text)["rows"]), ("csv", _rows)):
+        assert main(["progress", f"--{form}"]) == 0
+        printed = capsys.readouterr().out
+        file = tmp_path / f"anna.{form}"
+        assert main(["progress", f"--{form}", str(file)]) == 0
+        assert capsys.readouterr().out == f"{file} written: 1 exercise is solved.\n"
+        assert read(file.read_text()) == read(printed) == labkit.progress().rows
+    assert main(["progress", "--csv", str(tmp_path)]) == 1
+    assert "Remedy: name another file" in capsys.readouterr().err
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
 
 
 def test_unknown_chapter_lists_what_there_is() -> None:

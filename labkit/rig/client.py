@@ -30,6 +30,8 @@ from redis.exceptions import (
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
+from labkit.rig.addresses import without_cluster
+
 T = TypeVar("T")
 
 
@@ -241,4 +243,4 @@ def cluster_client(url: str, **options: Any) -> RedisCluster:
     command asks who is there. MOVED and ASK are followed: a server that redirects a command has not run it.
     """
     wanted = {**settings(), "retry": Retry(NoBackoff(), 0), **options}
-    return ClusterClient.from_url(url.replace("redis+cluster", "redis", 1), **wanted)
+    return ClusterClient.from_url(without_cluster(url), **wanted)

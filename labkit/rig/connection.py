@@ -10,23 +10,20 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.cluster import RedisCluster
-from redis.exceptions import (
-    AuthenticationError,
-    ConnectionError,
-    RedisClusterException,
-    RedisError,
-    TimeoutError,
-)
+from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
 from redis.retry import Retry
 
 from labkit import PREFIX, LabkitError
+from labkit.rig import rights
+from labkit.rig.addresses import TooOld, check_form, is_cluster, not_an_address, wrong
 from labkit.rig.client import client, cluster_client
+from labkit.rig.ending import end_all
 from labkit.rig.server import OLDEST, Server, ServerFailed
 
 CONTAINER = ("127.0.0.1", 6390)
@@ -51,25 +48,23 @@ class RedisUnavailable(LabkitError):
         super().__init__("No Redis: " + " ".join(f"{place}: {why}" for place, why in tried))
 
 
-class _TooOld(RedisError):
-    """A server from before Redis 7.0 answers."""
-
-
 def connect(url: str | None = None, *, quiet: bool = False, **options: Any) -> Any:
     """A `redis.Redis` on the first Redis to be had, and one printed line that says which.
 
     1. `url`, else the environment's REDIS_URL: redis://, rediss://, unix://, or redis+cluster:// (gives a
-       RedisCluster). If it is set and does not answer, that is an error: nothing else is tried.
-       `embedded` goes to 3 at once.
-    2. The container of docker-compose.yml, on 127.0.0.1:6390 with the workbook's password.
+       RedisCluster); labkit.rig.addresses has all forms, labkit.rig.rights what an ACL user needs. If it is
+       set and does not answer, that is an error: nothing else is tried. `embedded` goes to 3 at once.
+    2. The container of docker-compose.yml, on 127.0.0.1:6390 with the workbook's password. On a JupyterHub
+       only with a password of one's own: the default one is everybody's.
     3. An embedded server: a real redis-server child, private to this process and gone with it.
 
     A dead address fails in under a second. Raises RedisUnavailable with the remedy; never touches a key.
-    In IPython it also registers the magics %%redis and %%wire, which use this client, and lets an interrupted
-    cell say where it was in one sentence.
+    In IPython it also registers the magics %%redis, %%wire and %%node, which use this client, and lets an
+    interrupted cell say where it was in one sentence.
     """
     global last
     r, place = find(url, **options)
+    check_rights(r, place)
     last = r
     if not quiet:
         print(f"{server_name(r)} · {place}")
@@ -88,23 +83,45 @@ def find(url: str | None = None, **options: Any) -> tuple[Any, str]:
     return _named(named, options) if named else _container(options) or _own(options)
 
 
-def reset(r: redis.Redis | RedisCluster | None = None, prefix: str = PREFIX) -> int:
-    """Remove the workbook's keys from the server of `r` (default: of the last connect()); returns how many.
+def reset(r: redis.Redis | RedisCluster | None = None, prefix: str | None = None) -> int:
+    """Bring a chapter to its start, so that it can be run from the top again; returns how many keys went.
+
+    `labkit.reset()` ends what this process has started: throw-away servers and clusters, links, worker
+    processes, subscriptions, web sites, databases of its own, the load of `Probes`, and what live widgets
+    have going (each is closed, and says so). Then it removes the workbook's keys from the server of the last
+    `connect()`. It leaves alone that server, a link to it, and the embedded one, so that clients of them stay
+    valid; variables, and the style of plots; locks, which end with their keys; and whatever another process
+    has started. Graders and the race explorer start new servers of their own when they next need one. It
+    takes less than a second with a chapter's worth of servers (`tests/bench_reset.py`). What cannot be ended
+    raises its own error, after all else has ended.
+
+    `labkit.reset(r)`, `reset(prefix="workbook:05:")`, or with both: removes those keys, and ends nothing.
 
     Keys whose names do not begin with `workbook:` are never touched. SCAN and UNLINK in batches of 1,000, so
     that no other client stalls; two round trips a batch. Raises ValueError for any other prefix.
     """
+    ends = r is None and prefix is None
+    prefix = PREFIX if prefix is None else prefix
     if not prefix.startswith(PREFIX):
         raise ValueError(f"prefix is {prefix!r}; it must begin with {PREFIX!r}: other keys are not ours")
     server: Any = r or last or connect(quiet=True)
+    if ends:
+        end_all(server, _embedded)
     keys = keys_of(server, prefix)
     gone = 0
     while batch := list(islice(keys, 1000)):
-        with server.pipeline(transaction=False) as pipe:
-            for key in batch:
-                pipe.unlink(key)
-            gone += sum(pipe.execute())
+        gone += _unlink(server, batch)
     return gone
+
+
+def _unlink(r: Any, keys: list[bytes]) -> int:
+    """One command, or one for each key where they may be on different nodes; in one round trip a node."""
+    if not isinstance(r, RedisCluster):
+        return int(r.unlink(*keys))
+    with r.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.unlink(key)
+        return sum(pipe.execute())
 
 
 def keys_of(r: Any, prefix: str = PREFIX) -> Iterator[bytes]:
@@ -155,15 +172,15 @@ def _named(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     if url == EMBEDDED:
         return _own(options)
     place = "REDIS_URL" if url == os.environ.get("REDIS_URL") else "url"
-    make = cluster_client if url.startswith("redis+cluster:") else client
+    make = cluster_client if is_cluster(url) else client
     try:
-        _check_form(url)
+        check_form(url)
         _probe(make, url, options, seconds=3)
         r = make(url, **options)
     except (ValueError, TypeError) as error:
-        why = f"is not the address of a Redis: {_mask(error, url)} {_FORMS}"
+        why = not_an_address(error, url)
     except (RedisError, RedisClusterException, AttributeError) as error:
-        why = _why(error, url)
+        why = wrong(error, url)
     else:
         return r, f"{place}: your own server; the workbook keeps to keys that begin with {PREFIX}"
     raise RedisUnavailable([(place, why)])
@@ -175,54 +192,24 @@ def _probe(make: Callable[..., Any], url: str, options: dict[str, Any], seconds:
     with contextlib.closing(make(url, **{**wanted, "socket_timeout": seconds})) as r:
         version = server_info(r)["redis_version"]
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
-        raise _TooOld(f"Redis {version} answers")
+        raise TooOld(f"Redis {version} answers")
 
 
-def _check_form(url: str) -> None:
-    """Refuse a password that ends the address early, before a parser takes it for a host and quotes it."""
-    if url.count("@") > 1 or ("@" in url and "@" not in urlsplit(url).netloc):
-        raise ValueError("a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)")
+def check_rights(r: Any, place: str) -> None:
+    """Say at once what the reader's own user lacks, rather than in the middle of a chapter.
 
-
-_FORMS = (
-    "Remedy: use redis://[user:password@]host:port/0, rediss://… for TLS, unix:///path, "
-    "or redis+cluster://host:port."
-)
-_REMEDIES = (
-    ("older than", "upgrade it: 7.0 is the oldest that the workbook runs on."),
-    ("HELLO", "this server is older than 7.0, the oldest that the workbook runs on; upgrade it."),
-    ("refused the user", "check both in the URL."),
-    ("loading", "wait until it has loaded its data, and try again."),
-    ("DB index", "correct the number of the database at the end of the URL."),
-    ("no permissions", "give this user the commands it lacks, +info +hello +client at least."),
-    ("Cluster mode is not enabled", "it is a single server: write redis:// for redis+cluster://."),
-    ("TLS", "check that this port speaks TLS; without TLS write redis:// for rediss://."),
-    ("not as a Redis", "correct the port in the URL."),
-    ("", "start that server, correct the URL, or unset REDIS_URL to use an embedded one."),
-)
-"""What to do, by a word of what went wrong; the first that fits."""
-
-
-def _why(error: Exception, url: str) -> str:
-    said = _mask(error, url)
-    if isinstance(error, AuthenticationError) or re.search("WRONGPASS|NOAUTH|username-password", said):
-        said = "the server refused the user or the password."
-    elif isinstance(error, _TooOld):
-        said = f"{said[:-1]}, which is older than 7.0."
-    elif isinstance(error, AttributeError):
-        said = "something answers there, but not as a Redis does."
-    elif url.startswith("rediss:") and isinstance(error, ConnectionError | TimeoutError):
-        said = f"no TLS connection: {said}" if "refused" not in said else said
-    return f"{said} Remedy: {next(remedy for word, remedy in _REMEDIES if word in said)}"
-
-
-def _mask(error: Exception, url: str) -> str:
-    secret = re.search(r"://[^/@]*?:([^@]+)@[^@]*$", url)
-    text = str(error).replace(secret[1], "***") if secret else str(error)
-    return " ".join(text.split()).rstrip(". ") + "."
+    Raises RedisUnavailable, with the ACL SETUSER that gives it; closes `r` then. Asks no other server.
+    """
+    where, own, _ = place.partition(": your own server")
+    if own and (lacking := rights.missing(r)):
+        user = _node(r).connection_pool.connection_kwargs.get("username") or "default"
+        r.close()
+        raise RedisUnavailable([(where, rights.remedy(lacking, user))])
 
 
 def _container(options: dict[str, Any]) -> tuple[Any, str] | None:
+    if "JUPYTERHUB_USER" in os.environ and workbook_password() == DEFAULT_PASSWORD:
+        return None  # on a machine of many, it is somebody else's
     host, port = CONTAINER
     url = f"redis://:{quote(workbook_password(), safe='')}@{host}:{port}/0"
     try:
@@ -260,8 +247,29 @@ def workbook_password() -> str:
 
 
 def server_info(r: Any) -> dict[str, str]:
-    """INFO server, as text; one round trip."""
-    return {name: str(value) for name, value in _node(r).info("server").items()}
+    """INFO server, as text; one round trip. Of a user who may not ask for it, what HELLO tells: one more.
+
+    Then there are only redis_version and, of Valkey, valkey_version.
+    """
+    node = _node(r)
+    try:
+        return {name: str(value) for name, value in node.info("server").items()}
+    except NoPermissionError:
+        return _greeting(node)
+
+
+def _greeting(node: Any) -> dict[str, str]:
+    """The versions by HELLO, which whoever has a RESP3 connection may say: INFO counts as @dangerous."""
+    told = node.execute_command("HELLO", **{NEVER_DECODE: True})
+    pairs = told.items() if isinstance(told, dict) else zip(told[::2], told[1::2], strict=True)
+    hello = {_text(name): _text(value) for name, value in pairs}
+    if hello["server"] == "valkey":
+        return {"redis_version": "7.2.4", "valkey_version": hello["version"]}  # as Valkey's own INFO says
+    return {"redis_version": hello["version"]}
+
+
+def _text(word: Any) -> str:
+    return word.decode() if isinstance(word, bytes) else str(word)
 
 
 def server_name(r: Any) -> str:

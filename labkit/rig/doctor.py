@@ -77,11 +77,14 @@ def _packages() -> Check:
 
 
 def _binaries() -> list[Check]:
+    from labkit.rig import container
     from labkit.rig.server import Server, ServerFailed, binaries, find_binary
 
     found = [f"{'.'.join(map(str, b.version)) or 'does not run'} ({b.source})" for b in binaries()]
     try:
         chosen = find_binary()
+        if chosen.path.startswith(container.MARK):
+            found.append(f"{'.'.join(map(str, chosen.version))} (Docker, {container.image()})")
         with Server(binary=chosen.path):
             return [
                 Check(
@@ -102,6 +105,7 @@ def _redis() -> list[Check]:
 
     try:
         r, place = connection.find(None)
+        connection.check_rights(r, place)
         name = connection.server_name(r)
         r.close()
     except connection.RedisUnavailable as error:
@@ -131,17 +135,28 @@ def _docker() -> Check:
         return Check("Docker", "note", "not installed; not needed, an embedded Redis stands in")
     engine = _first_line("docker", "version", "--format", "{{.Server.Version}}")
     if engine:
-        return Check("Docker", "ok", f"engine {engine}; `docker compose up -d` starts the container")
+        servers = "LABKIT_SERVER=docker would run the throw-away servers in Docker, too"
+        if os.environ.get("LABKIT_SERVER") == "docker":
+            servers = "LABKIT_SERVER=docker: the throw-away servers run in Docker, too"
+        return Check(
+            "Docker", "ok", f"engine {engine}; `docker compose up -d` starts the container; {servers}"
+        )
     return Check(
         "Docker", "note", "installed, but no engine answers; not needed, an embedded Redis stands in"
     )
 
 
 def _node() -> Check:
-    version = _first_line("node", "--version")
-    return (
-        Check("Node.js", "ok", version) if version else Check("Node.js", "note", "not installed; not needed")
-    )
+    from labkit.rig import node
+
+    found, ioredis = node.find_node(), node.installed()
+    instead = "not needed, act 5 of chapter 01 shows a recording"
+    if found is None:
+        return Check("Node.js", "note", f"not installed; {instead}", node.REMEDY)
+    said = f"{found[1]} ({found[2]})"
+    if not ioredis:
+        return Check("Node.js", "note", f"{said}, but no ioredis; {instead}", f"{node.INSTALL}.")
+    return Check("Node.js", "ok", f"{said} with ioredis {ioredis}, for act 5 of chapter 01")
 
 
 def _browser() -> Check:

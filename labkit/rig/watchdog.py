@@ -3,17 +3,23 @@
 A small shell holds the reading end of a pipe whose only writer is this process. When the operating system
 closes that pipe, the shell kills every process on its list and removes the folder that they used. Shell and
 children stand in sessions of their own, so that an interrupt (Ctrl-C, the stop button) meant for a cell does
-not reach them.
+not reach them. On Windows, which has no such shell, a small Python program does the same, and what it
+watches over is the folder: servers are in Docker there (labkit.rig.container).
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import ClassVar, Literal
+
+Signal = Literal["KILL", "TERM", "STOP", "CONT"]
 
 _WATCHDOG = """
 trap '' INT HUP TERM
@@ -25,19 +31,58 @@ while read -r what pid; do
   esac
 done
 [ -z "$pids" ] || kill -9 $pids
-rm -rf "$1"
+rm -rf "$1" || { sleep 2; rm -rf "$1"; } # a server in a container may still have written into it
 """
 # The child reports its own pid before it becomes redis-server: there is no moment at which it is unknown.
 _LAUNCH = 'echo "+ $$" >&0; exec "$@" </dev/null'
+
+_PROGRAM = """
+import os, shutil, signal, sys, time
+pids = []
+for line in sys.stdin:
+    what, pid = line.split()
+    pids = [*pids, int(pid)] if what == "+" else [one for one in pids if one != int(pid)]
+for pid in pids:
+    try:
+        os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    except OSError:
+        pass
+for pause in 0, 2:
+    time.sleep(pause)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    if not os.path.exists(sys.argv[1]):
+        break
+"""
+"""The same as _WATCHDOG, where there is no shell. (Windows has one way to end a process: that of SIGKILL.)"""
+
+
+def _guard() -> list[str]:
+    """The command that watches over this process; a folder is its last argument."""
+    if os.name == "posix":
+        return ["/bin/sh", "-c", _WATCHDOG, "labkit-watchdog"]
+    return [sys.executable, "-c", _PROGRAM]
+
+
+class Child(subprocess.Popen[bytes]):
+    """A child process; `signal()` is the part of it that a process in a container has too."""
+
+    def signal(self, name: Signal) -> None:
+        """Send it; after STOP, return when it stands still. No effect after its end."""
+        self.send_signal(getattr(signal, f"SIG{name}"))
+        if name == "STOP" and hasattr(os, "waitid"):
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 class Watchdog:
     """One shell per process; on the end of this process it kills what is on its list."""
 
+    listen: ClassVar[dict[str, str]] = {"bind": "127.0.0.1"}
+    """What a server has to be told, to be reached at 127.0.0.1."""
+
     def __init__(self) -> None:
         self.folder = tempfile.mkdtemp(prefix="labkit-")
         self.shell = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "labkit-watchdog", self.folder],
+            [*_guard(), self.folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -46,13 +91,17 @@ class Watchdog:
         assert self.shell.stdin is not None
         self.pipe = self.shell.stdin.fileno()
 
-    def launch(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def inside(self, text: str) -> str:
+        """A path, or a text with paths, as a child knows it: the same."""
+        return text
+
+    def launch(self, command: list[str], log: Path) -> Child:
         """Start a child that is on the list before its first instruction; what it prints goes to `log`.
 
         Wait for its end, then `forget()` it.
         """
         with log.open("ab") as output:
-            return subprocess.Popen(
+            return Child(
                 ["/bin/sh", "-c", _LAUNCH, "sh", *command],
                 stdin=self.pipe,
                 stdout=output,
@@ -101,4 +150,5 @@ def _disown() -> None:
         _current = None
 
 
-os.register_at_fork(after_in_child=_disown)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_disown)

@@ -117,9 +117,12 @@ class Audience:
         self._begin()
 
     def close(self) -> None:
+        """End the subscriptions, and remove the stream if there may be one."""
         while self._there:
             self._there.popitem()[1].close()
-        self.r.delete(self.stream)
+        if self.count:
+            self.r.delete(self.stream)
+            self._begin()
 
 
 def _noting(heard: set[int], news: threading.Condition) -> Callable[[str, Any], None]:

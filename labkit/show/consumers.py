@@ -168,7 +168,9 @@ class Crew:
         self.start()
 
     def close(self) -> None:
-        """End the workers, and remove the keys; `start()` begins anew."""
+        """End the workers, and remove the keys, if there are any; `start()` begins anew."""
+        if not self._workers:
+            return
         for n in range(len(self._workers)):
             self.kill(n)
         self._workers = []

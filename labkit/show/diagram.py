@@ -47,8 +47,8 @@ class Diagram:
         side = max(1.7, self._room(_words(entry) for state in states for entry in state))
         commands = self._room(step.command for step in self.trace.steps)
         clients, margin = self.trace.clients, 0.55 * self.size / 13
-        beside = max(_wide(f"{letter} · {name}", self.size) for letter, name in clients) + 0.22
-        below = max(_wide(name, self.size) for _, name in clients) + 0.22
+        beside = max(text_width(f"{letter} · {name}", self.size) for letter, name in clients) + 0.22
+        below = max(text_width(name, self.size) for _, name in clients) + 0.22
         free = self.width - margin
         self.one_line = len(clients) * beside <= max(0.25 * free, free - side - commands)
         self.apart = min(max(0.7, beside if self.one_line else below), 0.4 * free / len(clients))
@@ -118,7 +118,7 @@ class Diagram:
         bottom = self.tops[-1]
         for letter, name in self.trace.clients:
             x, color = self.lane[letter], lanes.colour(self.trace, letter)
-            while not self.one_line and _wide(name, self.size) > self.apart - 0.08:
+            while not self.one_line and text_width(name, self.size) > self.apart - 0.08:
                 name = name.removesuffix("…")[:-1] + "…"
             self._title(ax, x, f"{letter} · {name}" if self.one_line else f"{letter}\n{name}", color)
             life, since = "runs", self.began
@@ -301,7 +301,7 @@ def _lines(state: Sequence[Entry]) -> int:
     return max(1, min(len(state), MOST))
 
 
-def _wide(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """How many inches a bold text takes."""
     return float(
         TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold")).get_extents().width / 72

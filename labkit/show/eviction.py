@@ -141,7 +141,9 @@ class EvictionLab(Pressed):
 
     def _controls(self) -> tuple[Any, ...]:
         wide = {"description_width": "initial"}
-        self.policy = ipw.ToggleButtons(options=OFFERED, style={"button_width": "10em"})
+        self.policy = ipw.ToggleButtons(
+            options=OFFERED, style={"button_width": "10em"}, tooltip="what is dropped when memory is full"
+        )
         sizes = [(human_bytes(size), size) for size in MEMORIES]
         self.memory = ipw.SelectionSlider(options=sizes, value=300_000, description="memory", style=wide)
         self.skew = ipw.FloatSlider(
@@ -149,6 +151,8 @@ class EvictionLab(Pressed):
         )
         shares = [(f"{share} %", share / 100) for share in (0, 10, 30, 50, 70)]
         self.scan = ipw.SelectionSlider(options=shares, description="scan", style=wide)
+        self.memory.tooltip, self.skew.tooltip = "how much the cache may hold", "how uneven the traffic is"
+        self.scan.tooltip = "how many of the requests are a scan's"
         for css in ("policy", "memory", "skew", "scan"):
             made = getattr(self, css)
             made.add_class(f"labkit-{css}")
@@ -175,9 +179,9 @@ class EvictionLab(Pressed):
         self._ticker.stop()
 
     def close(self) -> None:
-        """Halt, and end the server."""
+        """Halt, and end the server; when it is used again, a new run begins with a new one."""
         self.pause()
-        self.trial.close()
+        self._give_up()
 
     def _pause_or_go_on(self) -> None:
         if self.left:

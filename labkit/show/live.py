@@ -76,6 +76,7 @@ class LiveBoard(Pressed):
         self.speed = ipw.SelectionSlider(options=speeds, description="speed", style=wide)
         # no Dropdown: JupyterLab takes the arrow keys of a list for its own
         self.player = ipw.SelectionSlider(options=self.game.names, description="player", style=wide)
+        self.speed.tooltip, self.player.tooltip = "how fast the game goes", "whom to boost and to follow"
         push = button("boost", "boost", lambda: self.press(self.boost))
         self.speed.layout.margin = "2px 2px 2px 16px"
         for made, css in ((self.speed, "speed"), (self.player, "player")):
@@ -111,6 +112,7 @@ class LiveBoard(Pressed):
     def close(self) -> None:
         """Halt the game; the board stays as it is."""
         self.pause()
+        self.go.description = "start"
 
     def press(self, act: Callable[[], object]) -> None:
         self._untouched = 0

@@ -16,7 +16,8 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 import matplotlib as mpl
 import numpy as np
@@ -33,7 +34,7 @@ from labkit.rig.model import Line
 from labkit.rig.stall import STALLED, Stall, Stalls
 from labkit.rig.trace import Trace
 from labkit.rig.traffic import Replay
-from labkit.show.diagram import Diagram
+from labkit.show.diagram import Diagram, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,50 +54,107 @@ PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE, BLACK)
 WIDTH = 9.0
 """Inches: the width of every picture."""
 
-_SIZES = {"page": 13.0, "talk": 17.0}
+
+class _Look(NamedTuple):
+    """Points of letters and lines; pixels of an inch on the page; and what widgets add, as CSS."""
+
+    letters: float
+    lines: float
+    rules: float
+    dpi: int
+    css: str = ""
+
+
+_FOCUS = """
+.labkit-widget :is(button, select, input, .noUi-handle):focus-visible { outline: 3px solid #D55E00 !important;
+  outline-offset: -3px }
+.labkit-widget .noUi-handle:focus-visible { outline-offset: 2px !important }
+"""
+# On a screen of 1280×720, for the last row: letters of 24 pixels in plots, and of 20 or so around them.
+_TALK = """
+.labkit-widget { --jp-widgets-font-size: 20px; --jp-widgets-inline-height: 40px;
+  --jp-widgets-inline-width: 400px; --jp-widgets-inline-label-width: 120px; }
+.labkit-widget .widget-toggle-buttons .widget-toggle-button, .labkit-widget .widget-button {
+  font-size: 20px; height: 40px; line-height: 38px }
+.labkit-widget .labkit-status, .labkit-widget .labkit-status * { font-size: 24px !important;
+  line-height: 1.3; height: auto; white-space: normal }
+.labkit-widget .labkit-picture:not(img) { zoom: 1.2; max-width: none }
+.labkit-widget .labkit-picture code { font-size: 16px !important }
+"""
+_LOOKS = {"page": _Look(13, 2.6, 0.8, 100), "talk": _Look(16.5, 4.2, 1.2, 104, _TALK)}
+_style = "page"
+_followers: WeakSet[Any] = WeakSet()
 
 
 def use_style(name: str = "page") -> None:
-    """Set matplotlib's defaults for all pictures from now on: "page" for reading, "talk" for a projector."""
-    if name not in _SIZES:
-        raise ValueError(f"style is {name!r}; there are {', '.join(_SIZES)}")
-    size = _SIZES[name]
-    mpl.rcParams.update(
-        {
-            "axes.axisbelow": True,
-            "axes.edgecolor": GREY,
-            "axes.grid": True,
-            "axes.labelsize": size,
-            "axes.linewidth": 0.8,
-            "axes.prop_cycle": f"cycler(color={list(PALETTE)})",
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.titlelocation": "left",
-            "axes.titlepad": 12,
-            "axes.titlesize": size * 1.2,
-            "axes.titleweight": "bold",
-            "figure.constrained_layout.use": True,
-            "figure.dpi": 100,
-            "figure.titlesize": size * 1.2,
-            "figure.titleweight": "bold",
-            "figure.figsize": (WIDTH, WIDTH * 0.42),
-            "font.family": "DejaVu Sans",
-            "font.size": size,
-            "grid.color": "#E3E3E3",
-            "grid.linewidth": 0.8,
-            "legend.fontsize": size,
-            "legend.frameon": False,
-            "lines.linewidth": size / 5,
-            "lines.markersize": size / 1.8,
-            "xtick.color": GREY,
-            "xtick.labelcolor": BLACK,
-            "xtick.labelsize": size,
-            "ytick.color": GREY,
-            "ytick.labelcolor": BLACK,
-            "ytick.labelsize": size,
-        }
-    )
+    """From now on: "page" for reading; "talk" for a projector: larger letters and pictures, thicker lines.
+
+    It sets matplotlib's defaults, so it counts for all pictures that are made from now on; live widgets
+    change where they stand, at once. The colours are the same. Raises ValueError for another name.
+    """
+    global _style
+    if name not in _LOOKS:
+        raise ValueError(f"style is {name!r}; there are {', '.join(_LOOKS)}")
+    _style = name
+    for setting, value in _defaults(_LOOKS[name]).items():
+        mpl.rcParams[setting] = value  # type: ignore[index]
     _in_a_notebook()
+    for one in list(_followers):
+        one.restyle()
+
+
+def _defaults(look: _Look) -> dict[str, Any]:
+    """What matplotlib is told."""
+    size = look.letters
+    return {
+        "axes.axisbelow": True,
+        "axes.edgecolor": GREY,
+        "axes.grid": True,
+        "axes.labelsize": size,
+        "axes.linewidth": look.rules,
+        "axes.prop_cycle": f"cycler(color={list(PALETTE)})",
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlepad": 12,
+        "axes.titlesize": size * 1.2,
+        "axes.titleweight": "bold",
+        "figure.constrained_layout.use": True,
+        "figure.dpi": look.dpi,
+        "figure.titlesize": size * 1.2,
+        "figure.titleweight": "bold",
+        "figure.figsize": (WIDTH, WIDTH * 0.42),
+        "font.family": "DejaVu Sans",
+        "font.size": size,
+        "grid.color": "#E3E3E3",
+        "grid.linewidth": look.rules,
+        "legend.fontsize": size,
+        "legend.frameon": False,
+        "lines.linewidth": look.lines,
+        "lines.markersize": size / 1.8,
+        "xtick.color": GREY,
+        "xtick.labelcolor": BLACK,
+        "xtick.labelsize": size,
+        "ytick.color": GREY,
+        "ytick.labelcolor": BLACK,
+        "ytick.labelsize": size,
+    }
+
+
+def follow(widget: Any) -> None:
+    """Have `widget.restyle()` called now, and whenever the style changes, for as long as somebody uses it."""
+    _followers.add(widget)
+    widget.restyle()
+
+
+def css() -> str:
+    """A style sheet for every `labkit-widget`: what has the focus is seen, and what the style adds."""
+    return f"<style>{_FOCUS}{_LOOKS[_style].css}</style>"
+
+
+def pixels() -> int:
+    """How wide a picture is on the page, in the style of now."""
+    return round(WIDTH * _LOOKS[_style].dpi)
 
 
 def _in_a_notebook() -> None:
@@ -132,13 +190,41 @@ def new_axes(ax: Axes | None = None, *, title: str = "", height: float = 0.42) -
     `height` is a share of the width. A new figure carries the title at its left edge, where there is room.
     """
     if ax is not None:
-        ax.set_title(title)
+        _set_title(ax, title)
         return ax
     from matplotlib import pyplot
 
     made, ax = pyplot.subplots(figsize=(WIDTH, WIDTH * height))
-    made.suptitle(title, x=0.012, horizontalalignment="left")
+    made.suptitle(title, x=0.012, horizontalalignment="left", fontsize=_title_size(title, WIDTH))
     return ax
+
+
+def _set_title(ax: Axes, title: str, **look: Any) -> None:
+    """Above the axes, in letters of which the figure has room for all to the right of them."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    room = figure.get_figwidth() * (1 - ax.get_position().x0)
+    ax.set_title(title, **{"fontsize": _title_size(title, room), **look})
+
+
+def fit_titles(figure: Figure) -> None:
+    """Make titles of axes smaller that would be cut off: where they begin is known when all is laid out."""
+    titles = [title for ax in figure.axes if (title := ax._left_title).get_text()]  # type: ignore[attr-defined]
+    long = [t for t in titles if text_width(t.get_text(), t.get_fontsize()) > 0.6 * figure.get_figwidth()]
+    if not long:
+        return
+    figure.draw_without_rendering()
+    for title in long * 3:  # hinted letters do not become narrower quite as they become smaller
+        box, edge = title.get_window_extent(), figure.bbox.x1 - 8
+        if box.x1 > edge > box.x0:
+            title.set_fontsize(title.get_fontsize() * (edge - box.x0) / box.width)
+
+
+def _title_size(title: str, room: float) -> float:
+    """In points: the style's, or smaller, so that no line of it is longer than `room` (inches)."""
+    size = float(mpl.rcParams["figure.titlesize"])
+    longest = max((text_width(line, size) for line in title.splitlines()), default=0.0)
+    return size * min(1.0, (room - 0.2) / (1.05 * longest)) if longest else size  # hinted letters are wider
 
 
 def legend(ax: Axes, **options: Any) -> None:
@@ -373,6 +459,29 @@ def arrivals(
     return ax
 
 
+def reconnects(
+    rows: Mapping[str, Sequence[float]], ax: Axes | None = None, *, title: str, back: float
+) -> Axes:
+    """When each client tried to connect, in s since its server was killed: a row each, the first on top.
+
+    The server was away until `back`. The last attempt of each row succeeded, those before it did not.
+    """
+    ax = new_axes(ax, title=title, height=0.2 + 0.07 * len(rows))
+    ax.axvspan(0, back, color=GREY, alpha=0.22, linewidth=0, label="server away")
+    for height, times in enumerate(rows.values()):
+        names = ("refused", "connected") if height == 0 else ("_", "_")
+        failed = times[:-1]
+        ax.plot(failed, [height] * len(failed), "o", color=VERMILLION, markersize=8, label=names[0])
+        ax.plot(times[-1:], [height], "o", color=GREEN, markersize=13, label=names[1])
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("time since the kill (s)")
+    legend(ax)
+    return ax
+
+
 def pipeline_fit(
     measured: Mapping[Any, Mapping[int, float]], lines: Mapping[Any, Line], ax: Axes | None = None
 ) -> Axes:
@@ -388,9 +497,9 @@ def pipeline_fit(
 
         shape = {"height_ratios": [3, 1.3]}
         made, (ax, below) = pyplot.subplots(2, sharex=True, figsize=(WIDTH, WIDTH * 0.66), gridspec_kw=shape)
-        made.suptitle(title, x=0.012, horizontalalignment="left")
+        made.suptitle(title, x=0.012, horizontalalignment="left", fontsize=_title_size(title, WIDTH))
     else:
-        ax.set_title(title)
+        _set_title(ax, title)
     for color, (ms, points) in zip(PALETTE, measured.items(), strict=False):
         sizes = list(points)
         smooth = [sizes[0] * (sizes[-1] / sizes[0]) ** (step / 60) for step in range(61)]
@@ -471,6 +580,7 @@ def measured_and_model(
         )
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlim=(0, far * 1.18), ylim=(len(rows) - 0.4, -0.6), xlabel="time for all commands")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=4))
     time_axis(ax.xaxis)
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
@@ -520,7 +630,7 @@ def _panels(ax: Axes, rows: int, gap: float = 0.14) -> list[Axes]:
     """The axes divided into so many panels, one below the other; only the last has numbers below it."""
     ax.set_axis_off()
     if ax.get_title(loc="left"):  # of its own; there is a name between it and the first panel
-        ax.set_title(ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
+        _set_title(ax, ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
     height = (1 - gap * (rows - 1)) / rows
     made = [ax.inset_axes((0, 1 - height - row * (height + gap), 1, height)) for row in range(rows)]
     for panel in made[:-1]:
@@ -1178,7 +1288,7 @@ def capacity(loads: Mapping[int, Load], ax: Axes | None = None, *, title: str, c
     ax = new_axes(ax, title=title)
     ax.set_axis_off()
     if ax.get_title(loc="left"):
-        ax.set_title(ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
+        _set_title(ax, ax.get_title(loc="left"), pad=2.2 * mpl.rcParams["font.size"])
     left, right = (ax.inset_axes((x, 0, 0.42, 1)) for x in (0, 0.58))
     rates = [load.per_second for load in loads.values()]
     done = left.bar(range(len(loads)), rates, color=BLUE, width=0.6)

@@ -45,7 +45,7 @@ from labkit.show.clustermap import ClusterMap
 from labkit.show.consumers import ConsumersPanel
 from labkit.show.eviction import EvictionLab
 from labkit.show.live import LiveBoard
-from labkit.show.panel import WIDE, Pressed, Shown, button, png, row
+from labkit.show.panel import WIDE, Pressed, Shown, button, choice, png, row
 from labkit.show.sessions import DEVICES, Devices, table
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ class Playground(Shown):
         self.picture = ipw.Image(format="png", layout=WIDE)
         self.status = ipw.Label()
         self.box = ipw.VBox([row(*self.controls.values()), self.picture, self.status])
-        for widget, css in ((self.box, name), (self.picture, "picture"), (self.status, "status")):
-            widget.add_class(f"labkit-{css}")
+        self.picture.add_class("labkit-picture")
+        self.status.add_class("labkit-status")
+        self._follow_style(name)
         for control in self.controls.values():
             if control.has_trait("continuous_update"):
                 control.continuous_update = False
@@ -139,11 +140,24 @@ def pipelining(link: Proxy) -> Playground:
         return figure
 
     controls = {
-        "delay": ipw.FloatSlider(2.0, min=0, max=20, step=0.5, description="RTT (ms)", readout_format=".1f"),
-        "batch": ipw.SelectionSlider(
-            options=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], value=50, description="batch"
+        "delay": ipw.FloatSlider(
+            2.0,
+            min=0,
+            max=20,
+            step=0.5,
+            description="RTT (ms)",
+            readout_format=".1f",
+            tooltip="how far away the server is: milliseconds of a round trip",
         ),
-        "commands": ipw.IntSlider(100, min=50, max=2000, step=50, description="commands"),
+        "batch": ipw.SelectionSlider(
+            options=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000],
+            value=50,
+            description="batch",
+            tooltip="commands in one round trip",
+        ),
+        "commands": ipw.IntSlider(
+            100, min=50, max=2000, step=50, description="commands", tooltip="commands in all"
+        ),
     }
     return Playground(controls, draw, name="pipelining", title="how long do these commands take?")
 
@@ -173,12 +187,12 @@ def limiter(r: Any, prefix: str = "workbook:05:playground") -> Playground:
         return figure
 
     controls = {
-        "algorithm": ipw.Dropdown(
-            options=[kind.__name__ for kind in kinds], value="TokenBucket", description="algorithm"
+        "algorithm": choice("algorithm", [kind.__name__ for kind in kinds], "TokenBucket"),
+        "traffic": choice("traffic", list(SHAPES), "bursts"),
+        "limit": ipw.IntSlider(10, min=1, max=30, description="limit", tooltip="requests in a window"),
+        "window": ipw.FloatSlider(
+            1.0, min=0.5, max=3, step=0.5, description="window (s)", tooltip="length of a window in seconds"
         ),
-        "traffic": ipw.Dropdown(options=list(SHAPES), value="bursts", description="traffic"),
-        "limit": ipw.IntSlider(10, min=1, max=30, description="limit"),
-        "window": ipw.FloatSlider(1.0, min=0.5, max=3, step=0.5, description="window (s)"),
     }
     return Playground(controls, draw, name="limiter", title="which requests does a limiter admit?")
 
@@ -207,21 +221,43 @@ def cache(server: Server | None = None) -> Playground:
         plot.simulation(found, ax, title=f"{strategy[:1].upper()}{strategy[1:]}: {count}")
         return figure
 
-    controls = {
-        "strategy": ipw.Dropdown(
-            options=list(STRATEGIES),
-            value="write, then delete",
-            description="strategy",
-            layout={"width": "350px"},
+    return Playground(_cache_controls(), draw, name="cache", title="what does a cache take off the database?")
+
+
+def _cache_controls() -> dict[str, Any]:
+    return {
+        "strategy": choice("strategy", list(STRATEGIES), "write, then delete"),
+        "skew": ipw.FloatSlider(
+            1.0,
+            min=0,
+            max=1.6,
+            step=0.2,
+            description="Zipf skew",
+            readout_format=".1f",
+            tooltip="how uneven: 0 is the same for all products",
         ),
-        "skew": ipw.FloatSlider(1.0, min=0, max=1.6, step=0.2, description="Zipf skew", readout_format=".1f"),
         "ttl": ipw.SelectionSlider(
-            options=[25, 50, 100, 200, 300, 400, 600, 800, 1000], value=400, description="TTL (ms)"
+            options=[25, 50, 100, 200, 300, 400, 600, 800, 1000],
+            value=400,
+            description="TTL (ms)",
+            tooltip="how long a copy may be used",
         ),
-        "jitter": ipw.FloatSlider(0.0, min=0, max=0.9, step=0.1, description="jitter", readout_format=".1f"),
-        "size": ipw.SelectionSlider(options=[25, 50, 75, 100, 150, 200], value=200, description="room for"),
+        "jitter": ipw.FloatSlider(
+            0.0,
+            min=0,
+            max=0.9,
+            step=0.1,
+            description="jitter",
+            readout_format=".1f",
+            tooltip="up to which share of itself a TTL is made shorter, by chance",
+        ),
+        "size": ipw.SelectionSlider(
+            options=[25, 50, 75, 100, 150, 200],
+            value=200,
+            description="room for",
+            tooltip="how many of the 200 products fit into the cache",
+        ),
     }
-    return Playground(controls, draw, name="cache", title="what does a cache take off the database?")
 
 
 class Scheduler(Pressed):

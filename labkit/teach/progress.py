@@ -1,24 +1,28 @@
 """The reader's progress: which exercises are solved. A small JSON file that a person can read.
 
 It is `progress.json` in the folder that LABKIT_HOME names, by default `.labkit` in the workbook's own folder.
+Where that folder is another user's, or read-only (many share one checkout), it is `.labkit` in one's home.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import html
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from labkit import LabkitError
 from labkit.teach.exercises import State, load, stems
 
+COLUMNS = ("chapter", "exercise", "state", "at")
 MARKS: dict[str, str] = {"correct": "✓", "incorrect": "✗", "not attempted": "○"}
 
 
@@ -28,13 +32,63 @@ class ProgressUnreadable(LabkitError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Chapters and the state of their exercises: ((chapter, ((exercise, state), ...)), ...)."""
+    """Chapters and the state of their exercises: ((chapter, ((exercise, state), …)), …).
+
+    `when` has, for each chapter and exercise in the same order, when it was solved or last tried: UTC, as
+    "2026-05-04T09:30:00Z", or "". A repr is the grid, a notebook shows a table that links to the chapters.
+
+    What is exported has these columns, in this order, and a row for each exercise; it names nothing of the
+    learner or the machine, so call the file after the learner:
+
+        chapter     "05 rate_limiter"
+        exercise    "boundary"
+        state       "correct", "incorrect" or "not attempted"; what was solved once stays "correct"
+        at          as in `when`
+
+    An instructor who has collected such files reads them all into one table:
+
+        files = Path("class").glob("*.csv")        # python -m labkit progress --csv anna.csv
+        everybody = pd.concat({file.stem: pd.read_csv(file) for file in files}, names=["learner", None])
+        everybody.groupby(["chapter", "exercise"], sort=False)["state"].value_counts().unstack(fill_value=0)
+    """
 
     chapters: tuple[tuple[str, tuple[tuple[str, State], ...]], ...]
+    when: tuple[tuple[str, ...], ...] = ()
 
     @property
     def solved(self) -> int:
-        return sum(state == "correct" for _, row in self.chapters for _, state in row)
+        return sum(map(_solved, self.chapters))
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of an export."""
+        times = self.when or tuple(("",) * len(row) for _, row in self.chapters)
+        return [
+            dict(zip(COLUMNS, (chapter, exercise, state, at), strict=True))
+            for (chapter, row), whens in zip(self.chapters, times, strict=True)
+            for (exercise, state), at in zip(row, whens, strict=True)
+        ]
+
+    @property
+    def df(self) -> Any:
+        """The rows as a pandas DataFrame; `at` is a time, or NaT."""
+        import pandas as pd
+
+        table = pd.DataFrame(self.rows, columns=list(COLUMNS))
+        return table.assign(at=pd.to_datetime(table["at"].replace("", None), utc=True))
+
+    def to_json(self, file: str | Path | None = None) -> str:
+        """{"format": 1, "solved": 3, "exercises": 36, "rows": [{"chapter": …}, …]}; and written to `file`."""
+        whole = {"format": 1, "solved": self.solved, "exercises": len(self.rows), "rows": self.rows}
+        return _written(json.dumps(whole, indent=2) + "\n", file)
+
+    def to_csv(self, file: str | Path | None = None) -> str:
+        """A line with the columns' names, and one for each row: UTF-8, for any spreadsheet; and to `file`."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return _written(text.getvalue(), file)
 
     def __repr__(self) -> str:
         width = max((len(chapter) for chapter, _ in self.chapters), default=0)
@@ -48,28 +102,46 @@ class Progress:
         return f"{self.solved} of {sum(len(row) for _, row in self.chapters)} solved"
 
     def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
+        heads = "".join(f"<th {left}>{head}</th>" for head in ("chapter", "solved", "exercises"))
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(chapter)}</th>"
-            + "".join(
-                f"<td style='text-align:left'>{MARKS[state]} {html.escape(name)}</td>" for name, state in row
-            )
-            + "</tr>"
-            for chapter, row in self.chapters
+            f"<tr><th {left}>{_link(one[0])}</th><td>{_solved(one)} of {len(one[1])}</td>"
+            f"<td {left}>{html.escape(self._cells(one[1]))}</td></tr>"
+            for one in self.chapters
         )
-        return f"<table>{rows}</table><p>{self._sum()}</p>"
+        return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table><p>{self._sum()}</p>"
+
+
+def _solved(chapter: tuple[str, tuple[tuple[str, State], ...]]) -> int:
+    return sum(state == "correct" for _, state in chapter[1])
+
+
+def _link(chapter: str) -> str:
+    """To the notebook of that name, where it is one: as notebooks in one folder link to each other."""
+    name, text = chapter.replace(" ", "_", 1), html.escape(chapter)
+    return f"<a href='{html.escape(name)}.ipynb'>{text}</a>" if name[:2].isdecimal() else text
+
+
+def _written(text: str, file: str | Path | None) -> str:
+    """The text, after it has been written to `file`, if there is one. OSError where that cannot be."""
+    if file is not None:
+        Path(file).write_text(text, encoding="utf-8", newline="")
+    return text
 
 
 def progress(stem: str | None = None) -> Progress:
     """The grid of chapters and exercises, or the row of the one chapter `stem`: ✓ solved, ✗ tried, ○ not yet.
 
-    Raises LookupError for a chapter that has no exercises. A damaged file is set aside with a sentence.
+    `progress().to_csv("anna.csv")` and `.to_json(…)` export it, `.df` is a table (see `Progress`). Raises
+    LookupError for a chapter that has no exercises. A damaged file is set aside with a sentence.
     """
     kept = _read_or_set_aside()
     chosen = stems() if stem is None else [stem]
-    rows = [
-        (_chapter(name), tuple((e.name, _state(kept, name, e.name)) for e in load(name))) for name in chosen
-    ]
-    return Progress(tuple(sorted(rows)))
+    rows = sorted((_chapter(name), name, [e.name for e in load(name)]) for name in chosen)
+    return Progress(
+        tuple((chapter, tuple((e, _state(kept, name, e)) for e in names)) for chapter, name, names in rows),
+        tuple(tuple(_when(kept, name, e) for e in names) for _, name, names in rows),
+    )
 
 
 def record(stem: str, exercise: str, state: State) -> None:
@@ -109,8 +181,16 @@ def path() -> Path:
     for folder in [Path.cwd(), *Path.cwd().parents]:
         project = folder / "pyproject.toml"
         if project.is_file() and "labkit" in project.read_text(encoding="utf-8", errors="replace"):
-            return folder / ".labkit" / "progress.json"
-    return Path.cwd() / ".labkit" / "progress.json"
+            break
+    else:
+        folder = Path.cwd()
+    return (folder if _is_ours(folder) else Path.home()) / ".labkit" / "progress.json"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user owns it and may write there: one who may only write shares it with its owner."""
+    mine = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+    return mine and os.access(folder, os.W_OK)
 
 
 def _chapter(stem: str) -> str:
@@ -122,6 +202,15 @@ def _chapter(stem: str) -> str:
 def _state(kept: dict[str, Any], stem: str, exercise: str) -> State:
     state = kept.get(stem, {}).get(exercise, {}).get("state")
     return state if state in MARKS else "not attempted"
+
+
+def _when(kept: dict[str, Any], stem: str, exercise: str) -> str:
+    """In UTC, whatever the clock of the machine says; "" where it is not known."""
+    try:
+        at = datetime.fromisoformat(kept.get(stem, {}).get(exercise, {})["at"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _read() -> dict[str, Any]:
