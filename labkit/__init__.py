@@ -5,7 +5,7 @@ The map:
     labkit.connect()         a client on a real Redis; starts an embedded server where there is no other
     labkit.claim(text, ok)   prints ✓ and the sentence, or fails the cell
     labkit.progress()        which exercises are solved
-    labkit.reset()           removes the workbook's keys, and only those
+    labkit.reset()           brings a chapter to its start: ends what it started, removes the workbook's keys
 
     labkit.rate_limiter      the patterns, one flat module each: what the chapters teach
     labkit.lock

@@ -77,9 +77,10 @@ def read(notebook: Path) -> Any:
         raise RefreshFailed(f"{notebook}: is no notebook that can be read ({error})") from None
 
 
-def execute(chapter: Any, folder: Path, name: str = "notebook") -> None:
+def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: bool = False) -> None:
     """Execute all cells of `chapter` in place, in a fresh kernel whose working directory is `folder`.
 
+    With `record_timing`, each code cell's metadata hold its times, under `execution`.
     Raises RefreshFailed, naming the first cell that fails.
     """
     at = 0
@@ -96,7 +97,7 @@ def execute(chapter: Any, folder: Path, name: str = "notebook") -> None:
             chapter,
             timeout=CELL_SECONDS,
             kernel_name="python3",
-            record_timing=False,
+            record_timing=record_timing,
             coalesce_streams=True,
             store_widget_state=False,
             on_cell_execute=begin,
