@@ -100,15 +100,6 @@ def _add_matrix(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     matrix.set_defaults(run=_matrix)
 
 
-def _add_progress(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    progress = commands.add_parser("progress", help="which exercises are solved")
-    forms = progress.add_mutually_exclusive_group()
-    for form in ("json", "csv"):
-        said = f"as {form.upper()}: to FILE, else printed"
-        forms.add_argument(f"--{form}", nargs="?", const="-", metavar="FILE", help=said)
-    progress.set_defaults(run=_progress)
-
-
 def _add_instructor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     instructor = commands.add_parser(
         "instructor",

@@ -220,6 +220,7 @@ class Lock:
     def extend(self, ttl: float | None = None) -> bool:
         """Have it for `ttl` seconds from now (default: the lock's). False: no longer ours. One round trip.
 
+        (Two where it is SET IFEQ that extends, and the server's memory is full: then that is refused.)
         After an error it is unknown which of the two TTLs it has, and `locked_until` is the earlier end.
         """
         return self._extend(self._r, self.ttl if ttl is None else _seconds("ttl", ttl))
@@ -230,15 +231,21 @@ class Lock:
                 return False
             newer, start = self._has_newer(), time.monotonic()
             self.locked_until = min(self.locked_until, start + seconds)
-            if newer:
-                ms = round(seconds * 1000)
-                ours = r.execute_command("SET", self.key, token, "IFEQ", token, "PX", ms)
-            else:
+            ours = self._extend_newer(r, token, seconds) if newer else None
+            if ours is None:
                 ours = self._run(self.EXTEND, (self.key,), token, seconds, r)
             self.locked_until = start + seconds if ours else 0.0
         if self._alive is not None:
             self._alive.look()
         return bool(ours)
+
+    def _extend_newer(self, r: Any, token: str, seconds: float) -> bool | None:
+        """None where memory is full: the server refuses every SET then, but not the script's PEXPIRE."""
+        try:
+            ms = round(seconds * 1000)
+            return bool(r.execute_command("SET", self.key, token, "IFEQ", token, "PX", ms))
+        except exceptions.OutOfMemoryError:
+            return None
 
     def _between_threads(self) -> threading.Lock:
         """Between this thread and that of keep_alive; a forked process has neither that nor its lock."""

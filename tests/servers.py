@@ -22,7 +22,13 @@ import pytest
 from labkit.rig.server import Cluster, Server, binaries
 
 NEWER = os.environ.get("LABKIT_NEWER_REDIS")
-BINARIES = {".".join(map(str, found.version[:2])): found.path for found in binaries()} | {"newer": NEWER}
+ALONE = os.environ.get("LABKIT_ALONE") == "1"
+BINARIES: dict[str, str | None] = {
+    "alone": os.environ.get("LABKIT_REDIS_SERVER", "")
+}  # "": what Server takes
+if not ALONE:
+    BINARIES = {".".join(map(str, found.version[:2])): found.path for found in binaries()}
+    BINARIES["newer"] = NEWER
 CLUSTER = "cluster"
 
 
@@ -36,7 +42,7 @@ class Path(NamedTuple):
 
 PATHS = [
     *(Path(f"{name}-asked", binary, None) for name, binary in BINARIES.items()),
-    Path("newer-without", NEWER, False),
+    *([Path("newer-without", NEWER, False)] if NEWER or not ALONE else []),
     Path(CLUSTER, CLUSTER, None),
 ]
 

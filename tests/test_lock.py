@@ -316,19 +316,20 @@ class TestWaiting:
         assert r.lrange("fences", 0, -1) == [str(n) for n in range(1, 401)]
 
 
-def test_release_when_memory_is_full(throwaway: Server) -> None:
-    with throwaway.client() as r:
-        lock = Lock(r, "full", ttl=30)
-        lock.acquire()
-        throwaway.config["maxmemory"] = "1"
-        try:
-            with pytest.raises(exceptions.OutOfMemoryError):
-                Lock(r, "other", ttl=30).acquire()
-            assert lock.extend()
-            assert lock.release()
-        finally:
-            throwaway.config["maxmemory"] = "0"
-        assert r.llen(lock.wake_key) == 1
+@pytest.mark.single_server("fills the memory of one server")
+def test_extend_and_release_when_memory_is_full(r: redis.Redis, make: Make) -> None:
+    lock = make("full")
+    lock.acquire()
+    r.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(exceptions.OutOfMemoryError):
+            make("other").acquire()
+        assert lock.extend(60)
+        assert r.pttl(lock.key) > 30_000
+        assert lock.release() and not lock.extend()
+    finally:
+        r.config_set("maxmemory", 0)
+    assert r.llen(lock.wake_key) == 1
 
 
 def test_on_a_cluster() -> None:
