@@ -103,7 +103,7 @@ from labkit.show import widgets
 
 server = Server().start()
 panel = widgets.ConsumersPanel(server.client())
-panel.crew.pause, panel.crew.idle = 0.1, 1
+panel.crew.pause, panel.crew.idle = 0.2, 4  # work for 5 s: time to kill one, and to see it
 panel
 """,
     "board": """

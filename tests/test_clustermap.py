@@ -57,6 +57,15 @@ def click(panel: ClusterMap, *names: str) -> str:
     return str(panel.status.value)
 
 
+def suspect_after(panel: ClusterMap, ms: str) -> str:
+    """So long a silence makes its nodes suspect another from now on; how long it was before."""
+    nodes = [node for node in panel.fleet.cluster.nodes if node.awake]
+    before = nodes[0].config["cluster-node-timeout"]
+    for node in nodes:
+        node.config["cluster-node-timeout"] = ms
+    return before
+
+
 def primary_of(view: FleetView, slot: int) -> str:
     return next(name for first, last, name in view.ranges if first <= slot <= last)
 
@@ -84,6 +93,7 @@ def test_a_primary_is_killed_its_replica_takes_over_and_it_comes_back(panel: Clu
     assert not view.wrong and "3 primaries, 3 replicas · " in view.sentence
     victim, rest = primary_of(view, 0), {primary_of(view, 6000), primary_of(view, 12000)}
     heir = next(seat.name for seat in view.seats if seat.of == victim)
+    usual = suspect_after(panel, "60000")  # nobody takes over while it is looked at what may not be done
     assert f"{victim} is killed · 5,461 slots have no primary" in click(panel, f"kill-{victim}")
     assert f"color:{plot.VERMILLION}" in panel.status.value
     assert ">nobody<" in panel.picture.value and primary_of(fleet.view, 0) == ""
@@ -93,6 +103,7 @@ def test_a_primary_is_killed_its_replica_takes_over_and_it_comes_back(panel: Clu
     assert f"{heir} is the last with its 5,461 slots: revive {victim} first" in click(panel, f"kill-{heir}")
     assert fleet.refused and panel.error is None
 
+    suspect_after(panel, usual)
     until(lambda: f"{victim} is killed" in panel.status.value or f"{heir} has" in fleet.view.sentence)
     until(lambda: f"{heir} has taken over: " in fleet.view.sentence)
     view = fleet.view

@@ -17,11 +17,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -32,11 +34,12 @@ from servers import until
 
 import labkit
 from labkit.lock import Redlock
-from labkit.rig import connection, container, doctor, watchdog
+from labkit.rig import connection, container, doctor, dotenv, watchdog
 from labkit.rig import server as server_module
 from labkit.rig.client import cluster_client
 from labkit.rig.server import Cluster, Server, ServerFailed, find_binary
 from labkit.rig.tls import secured
+from labkit.teach import progress
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -170,8 +173,15 @@ def test_what_is_stored_has_a_volume_with_a_name() -> None:
     assert named == {*volumes, "."}
 
 
+def test_what_needs_others_does_not_come_back_without_them_when_the_engine_restarts() -> None:
+    again = {name for name, service in services().items() if "restart" in service}
+    assert again == {"redis", "postgres"}
+
+
 def test_the_example_of_a_env_file_names_every_variable_with_its_default() -> None:
-    used = dict(re.findall(r"\$\{(\w+):-([^}]+)\}", COMPOSE))
+    pairs = set(re.findall(r"\$\{(\w+):-([^}]+)\}", COMPOSE))
+    used = dict(pairs)
+    assert len(used) == len(pairs), "two defaults of one variable"
     shown = dict(re.findall(r"^# (\w+)=(.+)$", (ROOT / ".env.example").read_text(), re.M))
     assert used == shown
     assert "workbook" == used["REDIS_PASSWORD"] == used["POSTGRES_PASSWORD"] == used["LAB_TOKEN"]
@@ -368,6 +378,112 @@ def test_the_shell_starts_stops_and_tells(shell: subprocess.Popen[str], tmp_path
     ]
 
 
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[container.Machine, subprocess.Popen[bytes]]]:
+    """One without a container, and its shell: this machine's own. Its connection ends with an odd error."""
+    import docker.utils.socket
+
+    def frames(line: socket.socket, tty: bool) -> Iterator[tuple[int, bytes]]:
+        while data := line.recv(4096):
+            yield 1, data
+        raise RuntimeError("as docker-py has it on Windows")
+
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            ["sh", "-c", container._SHELL], stdin=theirs.fileno(), stdout=theirs.fileno()
+        ) as shell,
+    ):
+        theirs.close()
+        monkeypatch.setenv("LABKIT_DOCKER_NETWORK", "host")
+        monkeypatch.setattr(container, "_engine", lambda: SimpleNamespace(client=None))
+        monkeypatch.setattr(container, "_fetch", lambda client, image: None)
+        monkeypatch.setattr(container.Machine, "_begin", lambda self, engine, published: ("id", ours, []))
+        monkeypatch.setattr(docker.utils.socket, "frames_iter", frames)
+        try:
+            yield container.Machine("none"), shell
+        finally:
+            shell.kill()
+
+
+def children(pid: int) -> list[int]:
+    """Those that run."""
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in listed if Path(f"/proc/{one}/stat").read_text().split()[2] != "Z"]
+
+
+def test_what_did_not_start_in_time_is_killed_when_it_does(
+    machine: tuple[container.Machine, subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    it, shell = machine
+    until(lambda: not children(shell.pid))
+    shell.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", lambda self, timeout=None: self.is_set())
+        with pytest.raises(container.NoMachine, match="does not answer"):
+            it.launch(["sleep", "50"], tmp_path / "log")
+    shell.send_signal(signal.SIGCONT)
+    assert it.output(["echo", "well"]) == "well\n"
+    until(lambda: not children(shell.pid))
+
+
+def test_when_the_container_goes_its_processes_have_ended(
+    machine: tuple[container.Machine, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    it, shell = machine
+    process = it.launch(["sleep", "50"], tmp_path / "log")
+    own = process.pid
+    until(lambda: len(children(shell.pid)) == 1)  # the one of `redis-server --version` may not be gone yet
+    (subshell,) = children(shell.pid)
+    assert process.poll() is None and it.running
+    for pid in (shell.pid, subshell, own):
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(10) == 137 and not it.running
+    process.signal("STOP")  # no effect, no error, no waiting
+    with pytest.raises(container.NoMachine, match="is gone"):
+        it.launch(["true"], tmp_path / "log")
+
+
+def test_what_is_abandoned_in_a_container_that_goes_does_not_end_the_listener(
+    machine: tuple[container.Machine, subprocess.Popen[bytes]],
+) -> None:
+    it, _ = machine
+    process = container.Contained(it, "7")
+    it._gone = True
+    process.abandon()
+    process.hear("started", "1")  # NoMachine here would end the thread that listens
+    assert process.pid == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("REDIS_IMAGE=one\nREDIS_IMAGE=two:2\n", "two:2"),
+        ("\ufeffexport REDIS_IMAGE = 'a # b' # of mine\r\n", "a # b"),
+        ("REDIS_IMAGE=two:2 # of mine\n", "two:2"),
+        ('REDIS_IMAGE=""\n', container.IMAGE),
+        ("REDIS_IMAGE=\nREDIS_PASSWORD=x\n", container.IMAGE),
+        ("REDIS_IMAGE= # none\n", container.IMAGE),
+        ("# REDIS_IMAGE=one\nMY_REDIS_IMAGE=one\n", container.IMAGE),
+        (None, container.IMAGE),
+    ],
+)
+def test_the_image_is_read_from_a_env_file(
+    text: str | None, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dotenv, "FILE", tmp_path / ".env")
+    if text is not None:
+        (tmp_path / ".env").write_text(text, encoding="utf-8")
+    monkeypatch.delenv("REDIS_IMAGE", raising=False)
+    assert container.image() == found
+    monkeypatch.setenv("REDIS_IMAGE", "of the environment")
+    assert container.image() == "of the environment"
+
+
 def test_without_an_engine_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABKIT_SERVER", "docker")
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
@@ -425,6 +541,14 @@ def test_which_engines_share_the_network(
 
     monkeypatch.delenv("LABKIT_DOCKER_NETWORK", raising=False)
     assert container._shares_network(Engine()) is (shared and sys.platform == "linux")
+    rootless = "rootless" in str(told)
+    assert container._user(Engine()) == ("0:0" if rootless else f"{os.getuid()}:{os.getgid()}")
+
+
+def ignores(pid: int, which: signal.Signals) -> bool:
+    said = Path(f"/proc/{pid}/status").read_text()
+    ignored = int(re.findall(r"^SigIgn:\s*(\w+)$", said, re.M)[0], 16)
+    return bool(ignored >> which - 1 & 1)
 
 
 def test_the_watchdog_of_a_system_without_a_shell(tmp_path: Path) -> None:
@@ -438,6 +562,8 @@ def test_the_watchdog_of_a_system_without_a_shell(tmp_path: Path) -> None:
             [sys.executable, "-c", watchdog._PROGRAM, str(folder)], stdin=subprocess.PIPE
         ) as dog,
     ):
+        until(lambda: ignores(dog.pid, signal.SIGINT))
+        dog.send_signal(signal.SIGINT)  # Ctrl-C, in the console that it shares with this process
         dog.communicate(f"+ {kept.pid}\n+ {killed.pid}\n- {kept.pid}\n".encode(), timeout=20)
         assert killed.wait(10) == -signal.SIGKILL
         assert kept.poll() is None
@@ -467,6 +593,23 @@ print(len(names))
 def test_every_module_can_be_imported_where_there_is_no_posix() -> None:
     """As on Windows: no fork, no fcntl, few signals."""
     assert int(said(sys.executable, "-c", WITHOUT_POSIX, cwd=ROOT)) > 60
+
+
+def test_progress_is_kept_where_no_file_can_be_locked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path))
+    progress.record("lock", "renew", "correct")
+    assert "renew" in (tmp_path / "progress.json").read_text()
+
+
+def test_doctor_names_testcontainers_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(doctor, "_first_line", lambda *command: "29.1.0")
+    assert "pip install" not in doctor._docker().found
+    monkeypatch.setitem(sys.modules, "testcontainers", None)
+    assert doctor._docker().found.endswith("in Docker, too (after `pip install testcontainers`)")
 
 
 # Throw-away servers in Docker
@@ -613,10 +756,12 @@ def test_doctor_says_which_servers_would_be_used(in_docker: str) -> None:
 
 @pytest.mark.docker
 def test_a_binary_that_is_named_runs_here(in_docker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LABKIT_SERVER")
-    with Server(binary=find_binary().path) as server:
-        assert server.binary != f"docker:{container.image()}" and server._process is not None
-        os.kill(server.pid, 0)  # it is there
+    with monkeypatch.context() as patch:
+        patch.delenv("LABKIT_SERVER")
+        path = find_binary().path
+    assert container.wanted()
+    with Server(binary=path) as server:
+        assert server.binary == path and isinstance(server._process, watchdog.Child)
 
 
 @pytest.mark.docker

@@ -143,6 +143,18 @@ def test_a_cell_that_does_not_end_is_ended(plain: Any) -> None:
         plain("1", seconds=0)
 
 
+def test_a_during_that_was_never_called_is_told(plain: Any) -> None:
+    called: list[int] = []
+    for source in ("1;", "process.stdout.write('no line');"):
+        with pytest.raises(JavaScriptError, match=r"printed no line.*Remedy: console\.log"):
+            plain(source, during=lambda: called.append(1))
+    with pytest.raises(JavaScriptError, match="nix is not defined"):
+        plain("nix", during=lambda: called.append(1))
+    assert not called
+    plain("console.log('x')", during=lambda: called.append(1))
+    assert called == [1]
+
+
 def test_an_interrupted_cell_leaves_no_process_and_neither_does_a_killed_kernel(engine: Engine) -> None:
     cell = "%%node\nconsole.log(process.pid); while (true) {}"
     with kernel() as k:
@@ -227,6 +239,16 @@ def test_neither_password_nor_address_is_shown(engine: Engine, throwaway: Server
                 "Error: . (line 1)",
             )
         assert noderun.run(engine, "process.env.LABKIT_REDIS === undefined", r, keep=True).value is True
+
+
+def test_neither_password_nor_address_is_in_a_file(engine: Engine, throwaway: Server) -> None:
+    source = """
+    const task = Buffer.alloc(65536);
+    require("fs").readSync(Number(process.argv[2]), task, 0, task.length, 0);
+    [task.includes("readSync"), task.includes(redis.options.password), task.includes(redis.options.port)]
+    """
+    with throwaway.client() as r:
+        assert noderun.run(engine, source.rstrip(), r, keep=True).value == [True, False, False]
 
 
 # What the two languages share
@@ -340,6 +362,35 @@ def test_the_attempts_of_a_retry_strategy_while_a_server_is_away(engine: Engine)
         assert sum(at > answer.during * 1000 + 5 for at in attempts) <= 1
 
 
+def test_what_was_sent_and_not_answered_is_sent_again(engine: Engine) -> None:
+    source = """
+    const client = redis.duplicate();
+    await client.ping();
+    client.stream.pause();
+    const answer = client.incr("n");
+    client.rpush("ran", "yes");
+    await redis.blpop("ran", 20);
+    client.stream.destroy();
+    await answer
+    """
+    with Server() as server, server.client() as r:
+        assert noderun.run(engine, source.rstrip(), r, keep=True).value == 2
+        assert r.get("n") == "2"
+
+
+def test_fifty_callers_share_one_connection(engine: Engine, throwaway: Server) -> None:
+    source = "(await Promise.all(Array.from({ length: 50 }, () => redis.incr(key)))).length"
+    with throwaway.client() as r:
+
+        def accepted() -> int:
+            return int(r.info("stats")["total_connections_received"])
+
+        before = accepted()
+        names = {"key": f"workbook:{time.time_ns()}"}
+        assert noderun.run(engine, source, r, names=names, keep=True).value == 50
+        assert accepted() - before == 1
+
+
 def test_max_retries_per_request_counts_attempts(engine: Engine) -> None:
     source = """
     const found = [];
@@ -430,14 +481,14 @@ def test_in_ci_nothing_is_replayed_unless_it_is_asked_for(monkeypatch: pytest.Mo
     assert isinstance(found, replay.Recorded) and found.ioredis == node.pinned()
     said = repr(found)
     for words in (
-        "There is no Node.js here.",
+        "There is no Node.js 16 or newer here.",
         "recorded with Node.js",
         "sends the same commands",
         "npm install",
     ):
         assert words in said
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(NodeMissing, match=r"There is no Node\.js here\. Remedy: put Node\.js 16 or newer"):
+    with pytest.raises(NodeMissing, match=r"There is no Node\.js 16 or newer here\. Remedy: put Node\.js 16"):
         replay.engine()
     monkeypatch.setenv("LABKIT_NODE", "none")
     assert isinstance(replay.engine(), replay.Recorded)
@@ -447,11 +498,51 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(node, "find_node", lambda: ("node", "20.0.0", "PATH"))
     monkeypatch.setattr(node, "installed", lambda: "")
-    assert "Node.js is here, but ioredis is not." in repr(replay.engine())
+    said = repr(replay.engine())
+    assert "Node.js is here, but ioredis is not." in said and "npm install" in said
+    assert "put Node.js" not in said
     check = doctor._node()
     assert check.state == "note" and "no ioredis" in check.found and "npm install" in check.remedy
     monkeypatch.setattr(node, "find_node", lambda: None)
     assert "uv sync --group node" in doctor._node().remedy
+
+
+def test_on_windows_the_recordings_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(node, "POSIX", False)
+    monkeypatch.setattr(node, "find_node", lambda: ("node", "20.0.0", "PATH"))
+    monkeypatch.setattr(node, "installed", node.pinned)
+    said = repr(replay.engine())
+    assert "run on Linux and macOS" in said and said.endswith("open the workbook in WSL.")
+
+
+def test_npm_is_that_of_the_node_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    for file, version in {
+        tmp_path / "node": "v12.22.0",
+        tmp_path / "wheel" / "bin" / "node": "v22.1.0",
+    }.items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\necho {version}\n")
+        file.chmod(0o755)
+    monkeypatch.delenv("LABKIT_NODE", raising=False)
+    monkeypatch.setattr(node, "_home", lambda: tmp_path / "wheel")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wheels = [str(tmp_path / "wheel" / "bin" / "node"), str(script)]
+    assert node.npm() == wheels, "there is no other"
+    (tmp_path / "npm").write_text("#!/bin/sh\n")
+    (tmp_path / "npm").chmod(0o755)
+    assert node.npm() == wheels, "the one on PATH runs on a Node.js that is too old"
+    (tmp_path / "node").write_text("#!/bin/sh\necho v20.1.0\n")
+    node._version.cache_clear()
+    assert node.npm() == [str(tmp_path / "npm")]
+    (tmp_path / "npm").unlink()
+    script.unlink()
+    assert node.npm() == []
+    with pytest.raises(NodeMissing, match=r"no npm here\. Remedy: put Node.*uv sync --group node"):
+        node.install()
 
 
 def test_a_node_that_is_too_old_or_does_not_run_is_not_taken(
@@ -504,7 +595,7 @@ def test_without_node_the_act_says_so_once_and_prints_what_is_stored(
     assert [text for text, kept in zip(found[1:], compared[1:], strict=True) if kept] == [
         text for text, kept in zip(stored[1:], compared[1:], strict=True) if kept
     ]
-    assert sum("There is no Node.js here." in text for text in found) == 1
+    assert sum("There is no Node.js 16 or newer here." in text for text in found) == 1
     assert sum("recorded" in text for text in found) == 1
     measured = next(text for text in found if text.startswith("{'ioredis': "))
     recorded = [cell for cell in json.loads(replay.path().read_text())["node"]["cells"] if cell["during"]]

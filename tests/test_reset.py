@@ -108,6 +108,130 @@ def test_the_server_or_cluster_in_use_stays_whatever_way_leads_to_it(tmp_path: P
     ]
 
 
+def test_a_socket_leads_to_the_server_in_use_and_so_does_tls(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+        import tempfile
+        from pathlib import Path
+        from labkit.rig import tls
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "s")
+            a, b, other = Server(unixsocket=path).start(), Server(unixsocket="s").start(), Server().start()
+            for server in a, b:
+                place = Path(server._folder, server._settings["unixsocket"])
+                labkit.connect(f"unix://:{server.password}@{place}", quiet=True).set("workbook:05:x", 1)
+                print(labkit.reset(), a.running, b.running, other.running)
+                b.start(), other.start()
+        for own in (True, False) if tls.has_tls() else (False,):
+            with tls.secured(own=own) as endpoint:
+                url = f"{endpoint.url}?ssl_ca_certs={endpoint.certificates.ca}"
+                labkit.connect(url, quiet=True).set("workbook:05:x", 1)
+                print(labkit.reset(), endpoint.server.running, other.running)
+                other.start()
+    """,
+    )
+    assert said[:2] == ["1 True False False", "1 False True False"]
+    assert said[2:] and set(said[2:]) == {"1 True False"}
+
+
+def test_a_server_that_nobody_refers_to_any_more_ends(tmp_path: Path) -> None:
+    assert run(
+        tmp_path,
+        """
+        import gc
+        from labkit.rig.proxy import Proxy
+        labkit.connect(quiet=True)
+        pids = [Server().start().pid, Cluster(1, 0).start()["A"].pid]
+        link = Proxy(lost := Server().start())
+        pids.append(lost.pid)
+        ended = Server().start()
+        ended.kill()
+        del lost, ended
+        gc.collect()
+        print(sum(type(one) is Server for one in gc.get_objects()), [gone(pid) for pid in pids])
+        labkit.reset()
+        gc.collect()
+        print(sum(type(one) is Server for one in gc.get_objects()), [gone(pid) for pid in pids])
+    """,
+    ) == ["3 [False, False, False]", "1 [True, True, True]"]
+
+
+def test_a_forked_child_ends_nothing_of_its_parents(tmp_path: Path) -> None:
+    assert run(
+        tmp_path,
+        """
+        from labkit.pubsub import subscribe
+        from labkit.rig import watchdog
+        from labkit.rig.database import Database
+        from labkit.rig.processes import spawn
+        from labkit.rig.proxy import Proxy
+
+        def work():
+            import time
+            time.sleep(600)
+
+        r = labkit.connect(quiet=True)
+        server, cluster, frozen = Server().start(), Cluster(1, 0).start(), Server().start()
+        link, sub = Proxy(server), subscribe(r, "workbook:06:news", print)
+        workers = spawn(work), spawn(work)
+        workers[0].freeze()
+        frozen.freeze()
+        pipe = watchdog.get().pipe
+        if not (child := os.fork()):
+            ours, theirs = os.pipe()
+            os.dup2(theirs, pipe)  # another file has the number that the watchdog's had
+            os.set_blocking(ours, False)
+            try:
+                labkit.reset()
+                os.read(ours, 100)
+            except BlockingIOError:
+                os._exit(0)
+            finally:
+                os._exit(1)
+        print(os.waitpid(child, 0)[1], r.ping(), link.client().ping(), cluster.client().ping())
+        print(server.running, frozen.running, [one.alive for one in workers], sub.alive)
+        print([gone(one.pid) for one in (server, frozen, cluster["A"], *workers)])
+        r.publish("workbook:06:news", '"still heard"')
+        import time
+        while not sub.received:
+            time.sleep(0.01)
+        print(labkit.reset(), [one.alive for one in workers], server.running, frozen.running)
+    """,
+    )[-5:] == [
+        "0 True True True",
+        "True True [True, True] True",
+        "[False, False, False, False, False]",
+        "workbook:06:news still heard",
+        "0 [False, False] False False",
+    ]
+
+
+def test_a_subscription_whose_callback_does_not_return_is_told(tmp_path: Path) -> None:
+    assert run(
+        tmp_path,
+        """
+        from labkit.pubsub import subscribe
+        r, free, at = labkit.connect(quiet=True), threading.Event(), threading.Event()
+        sub = subscribe(r, "workbook:06:news", lambda *_: at.set() or free.wait())
+        server = Server().start()
+        r.publish("workbook:06:news", "1")
+        at.wait(5)
+        try:
+            labkit.reset()
+        except labkit.LabkitError as error:
+            print(error, server.running)
+        free.set()
+        print(labkit.reset())
+    """,
+    ) == [
+        "Subscription('workbook:06:news', closed: 0 received, 0 failed, 0 gaps) has not ended. "
+        "Remedy: let its callback return. False",
+        "0",
+    ]
+
+
 def test_another_process_of_the_same_user_keeps_its_own(tmp_path: Path) -> None:
     theirs = "from labkit.rig.server import Server; s = Server().start(); print(s.url, flush=True); input()"
     with subprocess.Popen(

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError, TimeoutError
 
 from labkit import LabkitError
 from labkit.rig import server as server_module
+from labkit.rig import watchdog
 from labkit.rig.server import Server, ServerFailed, binaries, find_binary
 
 
@@ -281,6 +282,13 @@ def test_the_stop_button_does_not_reach_the_server() -> None:
     with Server() as server:
         assert os.getpgid(server.pid) != os.getpgid(0)
         assert os.getsid(server.pid) != os.getsid(0)
+
+
+def test_a_signal_after_the_end_has_no_effect() -> None:
+    child = watchdog.Child(["true"])
+    assert child.wait() == 0
+    for name in ("STOP", "CONT", "KILL"):
+        child.signal(name)
 
 
 def test_two_kernels_never_meet() -> None:

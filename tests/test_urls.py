@@ -202,6 +202,7 @@ def test_the_rights_reach_no_further_than_the_prefix(user: Callable[..., str], s
             "RESTORE workbook:k 0 x",
             "EVAL return 1 stranger",
         ),
+        *("FUNCTION FLUSH", "FUNCTION DELETE lib", "SCRIPT FLUSH", "SCRIPT KILL", "SCRIPT DEBUG SYNC"),
     )
     with contextlib.closing(labkit.connect(user(*rights.RIGHTS.split()), quiet=True)) as r:
         for command in beyond:
@@ -240,8 +241,10 @@ def test_a_missing_right_is_named_with_what_gives_it(
     labkit.connect(url, quiet=True).close()
 
 
-def test_all_rights_at_once_are_what_the_docstring_says() -> None:
-    assert rights.__doc__ and f"ACL SETUSER workbook on >PASSWORD {rights.RIGHTS}\n" in rights.__doc__
+def test_all_rights_at_once_are_what_the_docstring_and_the_readme_say() -> None:
+    command = f"ACL SETUSER workbook on >PASSWORD {rights.RIGHTS}"
+    assert rights.__doc__ and f"{command} REDIS_URL=" in " ".join(rights.__doc__.split())
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
 
 
 def test_doctor_names_the_missing_right(user: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,6 +309,19 @@ def test_a_socket_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "No such file" in said and "correct the path: `unixsocket`" in said and PASSWORD not in said
     (tmp_path / "file").touch()
     assert "correct the path" in refusal(f"unix://{tmp_path}/file")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://:open[sesame]1001@127.0.0.1:1", "redis://:open[sesame@127.0.0.1:1", "redis://user:sesame"),
+        *("redis://default:sesame/0", "redis://:sesame:6379", "redis://user:sesame@127.0.0.1:sesame"),
+        *("redis+cluster://user:sesame", "redis://:sesame\u2100@127.0.0.1:1"),
+    ],
+)
+def test_a_password_that_is_taken_for_a_host_or_a_port_is_not_quoted(url: str) -> None:
+    said = refusal(url)
+    assert "sesame" not in said and "must be percent-encoded" in said
 
 
 def test_a_password_behind_the_question_mark_is_shown_to_nobody() -> None:

@@ -737,6 +737,8 @@ def test_a_worker_is_killed_and_each_message_has_its_effect_once(r: Any) -> None
 def test_a_crew_says_what_is_left() -> None:
     view = consumers.CrewView((True, False), (3, 4), 2, 100, 90, 0, 95)
     assert view.sentence == "90 of 100 applied, 0 of them twice; 4 are in a dead worker's hands"
+    view = consumers.CrewView((True, False), (3, 1), 2, 100, 93, 0, 95)
+    assert view.sentence == "93 of 100 applied, 0 of them twice; 1 is in a dead worker's hands"
     view = consumers.CrewView((True, True), (3, 0), 2, 100, 95, 1, 95)
     assert view.sentence == "95 of 100 applied, 1 of them twice; 5 to go"
 

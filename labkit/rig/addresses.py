@@ -8,7 +8,7 @@
     redis+cluster://[user:password@]host:port        any node of a cluster; rediss+cluster:// for TLS
 
 What stands behind the ? are options of redis-py's connections. In place of ssl_ca_certs the environment's
-SSL_CERT_FILE may name that file. A / ? # @ in a password is percent-encoded. A user of its own for the
+SSL_CERT_FILE may name that file. A / ? # @ [ ] in a password is percent-encoded. A user of its own for the
 workbook needs the rights of `labkit.rig.rights.RIGHTS`, not more.
 """
 
@@ -81,9 +81,17 @@ def without_cluster(url: str) -> str:
 
 
 def check_form(url: str) -> None:
-    """Raise ValueError for a password that ends the address early: a parser would quote it as a host."""
+    """Raise ValueError for what a parser would quote as a host or a port, since it may be a password."""
     address = url.partition("?")[0] if "@" in url.partition("?")[0] else url
-    if address.count("@") > 1 or ("@" in address and "@" not in urlsplit(address).netloc):
+    try:
+        early = "@" in address and "@" not in urlsplit(address).netloc
+        _ = early or urlsplit(url).port
+    except ValueError:
+        raise ValueError(
+            "host and port cannot be read; what is no letter or digit in a password must be percent-encoded "
+            "([ is %5B, ] is %5D)"
+        ) from None
+    if address.count("@") > 1 or early:
         raise ValueError("a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)")
 
 

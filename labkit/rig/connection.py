@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +19,7 @@ from redis.exceptions import NoPermissionError, RedisClusterException, RedisErro
 from redis.retry import Retry
 
 from labkit import PREFIX, LabkitError
-from labkit.rig import rights
+from labkit.rig import dotenv, rights
 from labkit.rig.addresses import TooOld, check_form, is_cluster, not_an_address, wrong
 from labkit.rig.client import client, cluster_client
 from labkit.rig.ending import end_all
@@ -88,12 +87,12 @@ def reset(r: redis.Redis | RedisCluster | None = None, prefix: str | None = None
 
     `labkit.reset()` ends what this process has started: throw-away servers and clusters, links, worker
     processes, subscriptions, web sites, databases of its own, the load of `Probes`, and what live widgets
-    have going (each is closed, and says so). Then it removes the workbook's keys from the server of the last
-    `connect()`. It leaves alone that server, a link to it, and the embedded one, so that clients of them stay
-    valid; variables, and the style of plots; locks, which end with their keys; and whatever another process
-    has started. Graders and the race explorer start new servers of their own when they next need one. It
-    takes less than a second with a chapter's worth of servers (`tests/bench_reset.py`). What cannot be ended
-    raises its own error, after all else has ended.
+    have going (a widget that is closed so says so). Then it removes the workbook's keys from the server of
+    the last `connect()`. It leaves alone that server, a link to it, and the embedded one, so that clients of
+    them stay valid; variables, and the style of plots; locks, which end with their keys; and whatever another
+    process has started, in a forked child all that its parent has. Graders and the race explorer start new
+    servers of their own when they next need one. It takes less than a second with a chapter's worth of
+    servers (`tests/bench_reset.py`). What cannot be ended raises an error, after all else has ended.
 
     `labkit.reset(r)`, `reset(prefix="workbook:05:")`, or with both: removes those keys, and ends nothing.
 
@@ -239,11 +238,7 @@ def _own(options: dict[str, Any]) -> tuple[Any, str]:
 
 def workbook_password() -> str:
     """The container's: REDIS_PASSWORD of the environment, else of .env, else the compose file's default."""
-    if password := os.environ.get("REDIS_PASSWORD"):
-        return password
-    dotenv = Path(__file__).parents[2] / ".env"
-    found = re.search(r"^REDIS_PASSWORD=(.+)$", dotenv.read_text(), re.M) if dotenv.exists() else None
-    return found[1].strip().strip("'\"") if found else DEFAULT_PASSWORD
+    return dotenv.setting("REDIS_PASSWORD", DEFAULT_PASSWORD)
 
 
 def server_info(r: Any) -> dict[str, str]:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import re
 import secrets
 import shlex
 import socket
@@ -31,12 +30,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
 from labkit import LabkitError
-from labkit.rig import watchdog
+from labkit.rig import dotenv, watchdog
 
 IMAGE = "redis:8.10-alpine"
 """That of docker-compose.yml; REDIS_IMAGE, of the environment or of .env, names another, as it does there."""
@@ -86,9 +84,7 @@ def wanted() -> bool:
 
 def image() -> str:
     """The image to run: REDIS_IMAGE of the environment, else of .env, else that of docker-compose.yml."""
-    dotenv = Path(__file__).parents[2] / ".env"
-    found = re.search(r"^REDIS_IMAGE=(\S+)", dotenv.read_text(), re.M) if dotenv.exists() else None
-    return os.environ.get("REDIS_IMAGE") or (found[1].strip("'\"") if found else IMAGE)
+    return dotenv.setting("REDIS_IMAGE", IMAGE)
 
 
 class Contained:
@@ -114,6 +110,8 @@ class Contained:
 
     def signal(self, name: watchdog.Signal) -> None:
         """Send it, and return when it is sent; after STOP, when it stands still. No effect after its end."""
+        if self._status is not None:
+            return
         self._told.clear()
         self._machine.send(f"signal {self._id} {name} {self.pid}")
         while self._status is None and not self._told.wait(0.05):
@@ -125,7 +123,7 @@ class Contained:
             self.pid = int(number)
             self._started.set()
             if self._abandoned:
-                self._machine.send(f"signal {self._id} KILL {self.pid}")
+                self.abandon()
         elif what == "ended":
             self._status = int(number) if self._status is None else self._status
             self._started.set()
@@ -134,15 +132,16 @@ class Contained:
             self._told.set()
 
     def await_start(self, seconds: float = 30) -> None:
-        """Until it has a pid. If not, or if interrupted meanwhile, it is killed as soon as it has one."""
-        try:
-            if not self._started.wait(seconds) or not self.pid:
-                raise NoMachine("The container does not answer.", "look at `docker ps`; restart the kernel.")
-        except BaseException:
-            self._abandoned = True
-            if self.pid:
+        """Until it has a pid. Raises NoMachine."""
+        if not self._started.wait(seconds) or not self.pid:
+            raise NoMachine("The container does not answer.", "look at `docker ps`; restart the kernel.")
+
+    def abandon(self) -> None:
+        """Nobody wants it: it is killed, or will be as soon as it has a pid."""
+        self._abandoned = True
+        if self.pid:
+            with contextlib.suppress(NoMachine):  # then it is gone already
                 self._machine.send(f"signal {self._id} KILL {self.pid}")
-            raise
 
 
 class Machine:
@@ -155,7 +154,7 @@ class Machine:
         self.image, self.folder = image, watchdog.get().folder
         self.mount = _mount_point(self.folder)
         engine = _engine()
-        self._running: weakref.WeakValueDictionary[str, Contained] = weakref.WeakValueDictionary()
+        self._running: dict[str, Contained] = {}
         self._lock, self._count, self._gone = threading.Lock(), 0, False
         _fetch(engine.client, image)
         self.id, self._line, self.ports = self._begin(engine, published=not _shares_network(engine.client))
@@ -180,12 +179,13 @@ class Machine:
         """Its id, the connection to the shell, and the ports; anew where somebody was faster to take one."""
         from docker.errors import APIError
 
+        options = self._options(engine.client)
         for last in (False, False, True):
             ports = _free_range(PUBLISHED) if published else []
             at = {str(port): ("127.0.0.1", port) for port in ports}
             network = "bridge" if published else "host"
             try:
-                container = engine.create(self.image, ports=at, network=network, **self._options())
+                container = engine.create(self.image, ports=at, network=network, **options)
                 try:
                     line = container.attach_socket(params={"stdin": 1, "stdout": 1, "stream": 1})
                     engine.start(container)
@@ -199,9 +199,9 @@ class Machine:
                     raise _refused(self.image, error) from None
         raise AssertionError("the last of the three returns or raises")
 
-    def _options(self) -> dict[str, Any]:
-        own = {"user": f"{os.getuid()}:{os.getgid()}"} if hasattr(os, "getuid") else {}
+    def _options(self, client: Any) -> dict[str, Any]:
         return {
+            "user": _user(client),
             "entrypoint": ["sh", "-c", _SHELL, "labkit"],
             "environment": {"LC_ALL": "C"},
             "labels": {"labkit": "machine"},
@@ -211,7 +211,6 @@ class Machine:
             "auto_remove": True,
             "cap_drop": ["ALL"],
             "security_opt": ["label=disable", "no-new-privileges"],
-            **own,
         }
 
     def inside(self, text: str) -> str:
@@ -227,8 +226,12 @@ class Machine:
             process = Contained(self, str(self._count))
             self._running[process._id] = process
         words = " ".join(shlex.quote(self.inside(word)) for word in command)
-        self.send(f"run {process._id} {words} >>{shlex.quote(self.inside(str(log)))} 2>&1")
-        process.await_start()
+        try:
+            self.send(f"run {process._id} {words} >>{shlex.quote(self.inside(str(log)))} 2>&1")
+            process.await_start()
+        except BaseException:  # an interrupted kernel too
+            process.abandon()
+            raise
         return process
 
     def output(self, command: list[str], seconds: float = 30) -> str:
@@ -244,35 +247,43 @@ class Machine:
 
     def send(self, order: str) -> None:
         """One order to the shell. Raises NoMachine where it is gone."""
+        gone = NoMachine(
+            "The container with the servers is gone.", "make new ones; `docker info` tells of the engine."
+        )
+        if self._gone:
+            raise gone
         try:
             with self._lock:
                 _socket_of(self._line).sendall(f"{order}\n".encode())
-        except OSError:
-            raise NoMachine(
-                "The container with the servers is gone.",
-                "make new ones; `docker info` tells of the engine.",
-            ) from None
+        except Exception:  # OSError; on Windows docker-py has others
+            raise gone from None
 
     def _listen(self) -> None:
         """What the shell says, until the container ends; then nothing in it runs any more."""
         from docker.utils.socket import frames_iter
 
         rest = ""
-        with contextlib.suppress(OSError, ValueError):
-            for _, data in frames_iter(self._line, tty=False):
-                *lines, rest = (rest + data.decode()).split("\n")
-                for line in lines:
-                    id, what, number = (line + " 0").split()[:3]
-                    if process := self._running.get(id):
-                        process.hear(what, number)
-        self._gone = True
-        for process in list(self._running.values()):
-            process.hear("ended", "137")
+        try:
+            with contextlib.suppress(Exception):  # the connection's end, or what docker-py makes of it
+                for _, data in frames_iter(self._line, tty=False):
+                    *lines, rest = (rest + data.decode()).split("\n")
+                    for line in lines:
+                        self._hear(*(line + " 0").split()[:3])
+        finally:
+            self._gone = True
+            for id in list(self._running):
+                self._hear(id, "ended", "137")
+
+    def _hear(self, id: str, what: str, number: str) -> None:
+        if process := self._running.get(id):
+            process.hear(what, number)
+            if what == "ended":
+                del self._running[id]
 
     def close(self, seconds: float = 10) -> None:
         """End the container and what runs in it, and wait for that."""
         line = _socket_of(self._line)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # it may be gone already
             line.shutdown(socket.SHUT_WR) if isinstance(line, socket.socket) else line.close()
         self._thread.join(seconds)
 
@@ -352,10 +363,20 @@ def _shares_network(client: Any) -> bool:
                 f"LABKIT_DOCKER_NETWORK is {word!r}.", "set it to `host` or `bridge`, or unset it."
             )
         return word == "host"
-    engine = client.info()
-    desktop = "Desktop" in str(engine.get("OperatingSystem"))
-    rootless = "rootless" in str(engine.get("SecurityOptions"))
-    return sys.platform == "linux" and not desktop and not rootless
+    desktop = "Desktop" in str(client.info().get("OperatingSystem"))
+    return sys.platform == "linux" and not desktop and not _rootless(client)
+
+
+def _rootless(client: Any) -> bool:
+    """Whether the engine runs as its user: then root in a container is that user outside."""
+    return "rootless" in str(client.info().get("SecurityOptions"))
+
+
+def _user(client: Any) -> str | None:
+    """Who runs in the container, so that what is written there is ours; None, the image's, on Windows."""
+    if not hasattr(os, "getuid"):
+        return None
+    return "0:0" if _rootless(client) else f"{os.getuid()}:{os.getgid()}"
 
 
 def _free_range(count: int) -> list[int]:

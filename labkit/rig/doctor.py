@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -136,6 +137,8 @@ def _docker() -> Check:
     engine = _first_line("docker", "version", "--format", "{{.Server.Version}}")
     if engine:
         servers = "LABKIT_SERVER=docker would run the throw-away servers in Docker, too"
+        if find_spec("testcontainers") is None:
+            servers += " (after `pip install testcontainers`)"
         if os.environ.get("LABKIT_SERVER") == "docker":
             servers = "LABKIT_SERVER=docker: the throw-away servers run in Docker, too"
         return Check(
@@ -149,14 +152,11 @@ def _docker() -> Check:
 def _node() -> Check:
     from labkit.rig import node
 
-    found, ioredis = node.find_node(), node.installed()
-    instead = "not needed, act 5 of chapter 01 shows a recording"
-    if found is None:
-        return Check("Node.js", "note", f"not installed; {instead}", node.REMEDY)
-    said = f"{found[1]} ({found[2]})"
-    if not ioredis:
-        return Check("Node.js", "note", f"{said}, but no ioredis; {instead}", f"{node.INSTALL}.")
-    return Check("Node.js", "ok", f"{said} with ioredis {ioredis}, for act 5 of chapter 01")
+    engine = node.find()
+    if engine is None:
+        what = f"{node.missing()} Not needed: act 5 of chapter 01 shows a recording."
+        return Check("Node.js", "note", what, node.remedy())
+    return Check("Node.js", "ok", f"{engine}, for act 5 of chapter 01")
 
 
 def _browser() -> Check:

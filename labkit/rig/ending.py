@@ -1,7 +1,8 @@
 """Ends what this process has started, wherever it is kept: what `labkit.reset()` does beside removing keys.
 
-It looks for the objects themselves, among all that Python has. No list of them is kept, so that none can be
-missing from it.
+It looks for the objects themselves, among all that Python has; no list of them is kept that one could be
+missing from. What nobody refers to any more has ended with that, but for servers: of those, labkit.rig.server
+keeps each as long as its process may be there.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import gc
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from redis.cluster import RedisCluster
+
+from labkit import LabkitError
 
 KINDS = (
     ("labkit.show.panel", "Shown", "end"),
@@ -75,7 +79,8 @@ def _find() -> _Found:
 def _ending(one: Any, method: str, errors: list[Exception]) -> Callable[[], None]:
     def end() -> None:
         try:
-            getattr(one, method)()
+            if getattr(one, method)() is False:  # so a Subscription, whose thread is still in a callback
+                errors.append(LabkitError(f"{one!r} has not ended. Remedy: let its callback return."))
         except Exception as error:
             half_made = isinstance(error, AttributeError) and error.obj is one  # its constructor has failed
             if not half_made:
@@ -89,7 +94,7 @@ def _used_by(r: Any, found: _Found) -> list[Any]:
     places = _places(r)
     links = [link for link in found["Proxy"] if _port(link) in places]
     places |= {link._address[1] if isinstance(link._address, tuple) else link._address for link in links}
-    servers = [server for server in found["Server"] if {_port(server), _socket(server)} & places]
+    servers = [server for server in found["Server"] if _doors(server) & places]
     clusters = [one for one in found["Cluster"] if {*servers} & {*getattr(one, "nodes", ())}]
     return [*links, *servers, *clusters, *(node for one in clusters for node in one.nodes)]
 
@@ -99,7 +104,7 @@ def _places(r: Any) -> set[Any]:
     if isinstance(r, RedisCluster):
         return {node.port for node in r.get_nodes()}
     known = r.connection_pool.connection_kwargs
-    return {known["path"]} if "path" in known else {int(known.get("port", 6379))}
+    return {str(known["path"])} if "path" in known else {int(known.get("port", 6379))}
 
 
 def _port(one: Any) -> Any:
@@ -107,5 +112,8 @@ def _port(one: Any) -> Any:
     return (vars(one).get("port") or getattr(vars(one).get("_link"), "port", None)) or None
 
 
-def _socket(server: Any) -> Any:
-    return vars(server).get("_settings", {}).get("unixsocket")
+def _doors(server: Any) -> set[Any]:
+    """Where it is reached: its port, that for TLS, and its socket's path, as far as it has them."""
+    settings, folder = vars(server).get("_settings", {}), vars(server).get("_folder") or ""
+    ports = {int(port) for port in (_port(server), settings.get("tls-port")) if port}
+    return ports | {str(Path(folder, path)) for path in (settings.get("unixsocket"),) if path}

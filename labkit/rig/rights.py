@@ -1,11 +1,13 @@
 """What the workbook needs of an ACL user on a server of the reader's own, and what a given user lacks.
 
-    ACL SETUSER workbook on >PASSWORD ~workbook:* &workbook:* &workbook:06:shop:* +@all -@admin -@dangerous
+    ACL SETUSER workbook on >PASSWORD ~workbook:* &workbook:* &workbook:06:shop:*
+        +@all -@admin -@dangerous -function -script +script|load +script|exists
     REDIS_URL=redis://workbook:PASSWORD@host:6379/0
 
 Such a user reads and writes no other key, hears no other channel, and can neither reconfigure the server nor
-empty it: CONFIG, FLUSHALL, KEYS, INFO, MONITOR, SLOWLOG and CLIENT LIST are among what it may not. Where a
-chapter shows those, it shows them on throw-away servers. SCAN does tell it the names of other keys.
+empty it: CONFIG, FLUSHALL, KEYS, INFO, MONITOR, SLOWLOG and CLIENT LIST are among what it may not, and so are
+FUNCTION and SCRIPT FLUSH, which take away what others have loaded. Where a chapter shows those, it shows them
+on throw-away servers. SCAN does tell it the names of other keys.
 Who subscribes to a pattern needs this very pattern among the rights: so that of chapter 06 stands there.
 https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/
 """
@@ -23,8 +25,11 @@ __all__ = ["RIGHTS", "missing", "remedy"]
 
 PATTERN = f"{PREFIX}06:shop:*"
 
-RIGHTS = f"~{PREFIX}* &{PREFIX}* &{PATTERN} +@all -@admin -@dangerous"
-"""`ACL SETUSER workbook on >PASSWORD` + these: the prefix alone, and no command that reaches beyond it."""
+RIGHTS = (
+    f"~{PREFIX}* &{PREFIX}* &{PATTERN} "
+    "+@all -@admin -@dangerous -function -script +script|load +script|exists"
+)
+"""`ACL SETUSER workbook on >PASSWORD` + these: the prefix alone, and nothing that changes others' things."""
 
 ASKED = (
     *("SET {} 1", "GET {}", "DEL {}", "UNLINK {}", "EXPIRE {} 1", "HSET {} a 1", "RPUSH {} a", "SADD {} a"),
@@ -47,8 +52,8 @@ def missing(r: Any) -> tuple[str, ...]:
     """The rights that this client's user lacks, as ACL SETUSER takes them: ("~workbook:*", "+eval").
 
     The commands are queued in a MULTI that is never executed: the server refuses to queue what the user may
-    not, and runs nothing. Three round trips, over a connection of its own; each refusal is a line in the
-    server's ACL LOG. Of a cluster, one node is asked. A server that has no MULTI is not asked.
+    not, and runs nothing. Two round trips, over a connection that is made for them; each refusal is a line in
+    the server's ACL LOG. Of a cluster, one node is asked. A server that has no MULTI is not asked.
     """
     node = r.get_default_node().redis_connection if hasattr(r, "get_default_node") else r
     connection = node.connection_pool.connection_class(**node.connection_pool.connection_kwargs)

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 OLDEST = (7, 0)
 """The oldest server version that the workbook runs on."""
 
+_unreaped: set[Server] = set()
+"""Those whose process may be there: kept, for `labkit.reset()` to find one that nobody refers to any more."""
+
 RESERVED = frozenset({"port", "bind", "dir", "requirepass", "daemonize", "logfile"})
 
 RESERVED_BY_CLUSTER = frozenset(
@@ -291,6 +294,7 @@ class Server:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+        _unreaped.discard(self)
 
     def kill(self) -> None:
         """SIGKILL: the process gets no chance to write or say anything. Its folder stays for `restart()`."""
@@ -354,6 +358,7 @@ class Server:
         if isinstance(self._process, watchdog.Child):
             watchdog.get().forget(self._process.pid)
         self._process = None
+        _unreaped.discard(self)
 
     def _launch(self) -> None:
         self._refuse_foreign()
@@ -379,6 +384,7 @@ class Server:
         text = "".join(f"{name} {_text(value) or empty}\n" for name, value in settings.items())
         conf.write_text(house.inside(text))
         self._process = self._run(house, [str(conf)], self._folder / "redis.log")
+        _unreaped.add(self)
 
     def _run(
         self, house: watchdog.Watchdog | container.Machine, arguments: list[str], log: Path

@@ -10,6 +10,7 @@ watches over is the folder: servers are in Docker there (labkit.rig.container).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import subprocess
@@ -38,6 +39,9 @@ _LAUNCH = 'echo "+ $$" >&0; exec "$@" </dev/null'
 
 _PROGRAM = """
 import os, shutil, signal, sys, time
+for name in "SIGINT", "SIGBREAK", "SIGHUP", "SIGTERM":
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 pids = []
 for line in sys.stdin:
     what, pid = line.split()
@@ -56,6 +60,11 @@ for pause in 0, 2:
 """The same as _WATCHDOG, where there is no shell. (Windows has one way to end a process: that of SIGKILL.)"""
 
 
+def listed(command: list[str]) -> list[str]:
+    """The command with which a child puts itself on the list first; its stdin is the watchdog's `pipe`."""
+    return ["/bin/sh", "-c", _LAUNCH, "sh", *command]
+
+
 def _guard() -> list[str]:
     """The command that watches over this process; a folder is its last argument."""
     if os.name == "posix":
@@ -70,7 +79,8 @@ class Child(subprocess.Popen[bytes]):
         """Send it; after STOP, return when it stands still. No effect after its end."""
         self.send_signal(getattr(signal, f"SIG{name}"))
         if name == "STOP" and hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            with contextlib.suppress(ChildProcessError):  # it had ended, and was waited for
+                os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 class Watchdog:
@@ -102,7 +112,7 @@ class Watchdog:
         """
         with log.open("ab") as output:
             return Child(
-                ["/bin/sh", "-c", _LAUNCH, "sh", *command],
+                listed(command),
                 stdin=self.pipe,
                 stdout=output,
                 stderr=output,
@@ -111,8 +121,12 @@ class Watchdog:
             )
 
     def forget(self, pid: int) -> None:
-        """Take an ended child off the list, since its pid may now be given to a stranger."""
-        os.write(self.pipe, f"- {pid}\n".encode())
+        """Take an ended child off the list, since its pid may now be given to a stranger.
+
+        No effect in a forked child, which has closed the pipe: another file may have its number there.
+        """
+        if self is _current:
+            os.write(self.pipe, f"- {pid}\n".encode())
 
     def close(self) -> None:
         """End what is left now, and the folder."""

@@ -53,7 +53,8 @@ class CrewView:
         dead = sum(count for count, alive in zip(self.pending, self.alive, strict=True) if not alive)
         if not left:
             return f"all {said}"
-        return f"{said}; {dead} are in a dead worker's hands" if dead else f"{said}; {left} to go"
+        held = f"{dead} {'is' if dead == 1 else 'are'} in a dead worker's hands"
+        return f"{said}; {held if dead else f'{left} to go'}"
 
 
 def _work(settings: Any, stream: str, name: str, keys: Any, pause: float, idle: float) -> Iterator[None]:

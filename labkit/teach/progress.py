@@ -260,10 +260,11 @@ def _write(kept: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[None]:
-    """One process at a time, by a lock that ends with its holder."""
-    import fcntl
-
+    """One process at a time, by a lock that ends with its holder; on Windows there is none."""
     path().parent.mkdir(parents=True, exist_ok=True)
     with path().with_name(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,10 +1,10 @@
 "use strict";
-// Runs one %%node cell, as labkit.rig.node asks: node cell.js TASK ANSWER, two file descriptors.
+// Runs one %%node cell, as labkit.rig.noderun asks: node cell.js TASK ANSWER, two file descriptors.
 //
-// TASK      JSON: source; names (Python's values, by name); keep (the value is asked for, not to be printed);
-//           hidden ([text, what stands for it in an error])
+// TASK      JSON: source; names (Python's values, by name); keep (the value is asked for, not to be printed)
 // ANSWER    JSON, written at the end: value, error, line, and sent: [[words], kind of reply] of each command
-// LABKIT_REDIS, in the environment: JSON with the address of Redis; it is read and forgotten at once.
+// LABKIT_REDIS, in the environment: JSON with the address of Redis, and hidden ([text, what stands for it in
+//           an error]); it is read and forgotten at once.
 //
 // The cell sees Python's values as globals, `redis` and `Redis` (both made when first used), and `require`.
 
@@ -120,7 +120,7 @@ function fail(error) {
   answer.error = text.split("\n")[0];
   if (reason && thrown && /MaxRetriesPerRequest|Connection is closed|Failed to refresh/.test(answer.error))
     answer.error += ` (${reason.split("\n")[0]})`;
-  for (const [secret, name] of task.hidden) answer.error = answer.error.split(secret).join(name);
+  for (const [secret, name] of address.hidden || []) answer.error = answer.error.split(secret).join(name);
   const found = /\bcell:(\d+)/.exec((thrown && error.stack) || "");
   answer.line = found ? Number(found[1]) : null;
   process.exitCode = 1;
