@@ -177,12 +177,12 @@ def test_an_uneven_part_of_the_slots_is_found() -> None:
 
 
 def test_round_trips_are_counted_on_the_wire() -> None:
-    verdict = _wrong("read_many", "a GET each")
+    verdict = _wrong("read_many", "a GET for each key")
     assert verdict.message == "it took 403 round trips; 3 suffice, one for each node"
 
 
 def test_a_crash_is_told_command_by_command() -> None:
-    verdict = _wrong("credit", "the done key first")
+    verdict = _wrong("credit", "done first")
     assert verdict.message == "a crash, and a second attempt: op-1 was never applied, and counts as done"
     told = [line.split()[0] for line in told_by(verdict)]
     assert told == ["A:", "SET", "A", "credit(rc,", "GET"]
@@ -196,7 +196,7 @@ def test_done_and_not_added_is_found_when_the_account_is_mended() -> None:
 
 
 def test_moments_that_nobody_takes_out_are_told() -> None:
-    verdict = _wrong("credit", "no old ones are taken out")
+    verdict = _wrong("credit", "from which nothing is removed")
     assert verdict.message.endswith(":done still holds op-1: it grows as long as others are added")
     assert told_by(verdict)[-2].endswith("are a day older:")
 
@@ -213,7 +213,7 @@ def test_two_at_once_are_told_as_an_interleaving() -> None:
 
 
 def test_how_long_it_tried_is_told() -> None:
-    verdict = _wrong("credit", "a second of patience")
+    verdict = _wrong("credit", "gives up after a second")
     assert re.match(r"after \d\.\d s of an outage of 9 s your code gives up: Conn", verdict.message)
 
 

@@ -314,7 +314,7 @@ def test_settings_are_put_back(lab: Lab) -> None:
 def test_what_redis_says_is_told() -> None:
     told = is_wrong(_wrong("acl", "the catalog may be written"), "catalog")
     assert told[1:] == ["ACL DRYRUN shop SET catalog:1 x", "-> OK"]
-    told = is_wrong(_wrong("acl", "no right to count"), "allowed")
+    told = is_wrong(_wrong("acl", "no rule for the counters"), "allowed")
     assert told[1] == "ACL DRYRUN shop INCR stats:views"
 
 

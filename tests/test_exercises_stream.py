@@ -275,7 +275,7 @@ def _has_claim(lab: Lab) -> bool:
 
 
 def test_a_payment_that_a_crash_loses_is_told_command_by_command() -> None:
-    verdict = _wrong("worker", "the done key first")
+    verdict = _wrong("worker", "done first")
     assert verdict.message == "when all workers have started again, p1 was never paid: it is lost"
     told = told_by(verdict)
     assert told[0] == "p1 (to eve, 5) is in the stream. A: ada.work(); she may crash, and starts again"
