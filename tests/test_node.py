@@ -502,7 +502,7 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "Node.js is here, but ioredis is not." in said and "npm install" in said
     assert "put Node.js" not in said
     check = doctor._node()
-    assert check.state == "note" and "no ioredis" in check.found and "npm install" in check.remedy
+    assert check.state == "note" and "ioredis is not" in check.found and "npm install" in check.remedy
     monkeypatch.setattr(node, "find_node", lambda: None)
     assert "uv sync --group node" in doctor._node().remedy
 
