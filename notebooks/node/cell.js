@@ -34,7 +34,8 @@ function options() {
     rejectUnauthorized: address.tls.verify,
     ...(address.tls.names ? {} : { checkServerIdentity: () => undefined }),
   };
-  return { lazyConnect: true, ...address.options, ...(tls ? { tls } : {}) };
+  // After disconnect() ioredis keeps a process for 2 s by default, also where there is no connection any more.
+  return { lazyConnect: true, disconnectTimeout: 100, ...address.options, ...(tls ? { tls } : {}) };
 }
 
 function library() {
