@@ -490,13 +490,37 @@ def test_a_board_is_fitted_and_stored_sizes_are_hollow() -> None:
     assert (len(dots), hollow) == (4, [[10**6]])
     lines = [xs(line) for line in plot.board_scaling({"a": RANKS}, title="t").get_lines()]
     assert list(RANKS) in lines
-    narrow, wide = (
-        plot.board_scaling({"a": {1000: 40_000.0, 10**6: most}}, title="t") for most in (80_000.0, 9e6)
-    )
-    for drawn, minor in ((narrow, True), (wide, False)):  # between two decades no tick would have a label
-        drawn.get_figure(root=True).draw_without_rendering()  # type: ignore[union-attr]
-        labels = [tick.get_text() for tick in drawn.get_yticklabels(minor=True)]
-        assert ("50 µs" in labels) is minor, labels
+
+
+def labels_along(axis: Any) -> list[str]:
+    """The labels of an axis, in order, of which none may touch another."""
+    figure = axis.get_figure(root=True)
+    figure.draw_without_rendering()
+    low, high = axis.get_view_interval()
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    shown = {tick.get_loc(): tick.label1 for tick in ticks if low <= tick.get_loc() <= high}
+    boxes = {at: text.get_window_extent() for at, text in sorted(shown.items()) if text.get_text()}
+    for one, other in itertools.pairwise(boxes.values()):
+        assert not one.overlaps(other), [shown[at].get_text() for at in boxes]
+    return [shown[at].get_text() for at in boxes]
+
+
+@pytest.mark.parametrize("style", ["page", "talk"])
+@pytest.mark.parametrize(
+    ("first", "last", "among", "least"),
+    [(72, 123, "80", 3), (11, 31, "20", 2), (13, 420, "50", 4), (60, 580, "200", 3), (1, 1e6, "10,000", 3)],
+)
+def test_ticks_of_a_log_scale_are_enough_and_none_meet(
+    first: float, last: float, among: str, least: int, style: str
+) -> None:
+    plot.use_style(style)
+    series = {"a": ([first, last], [first, last])}
+    ax = plot.lines(series, title="t", xlabel="x", ylabel="y", logx=True, logy=True)
+    for axis in (ax.xaxis, ax.yaxis):
+        labels = labels_along(axis)
+        assert among in labels and len(labels) >= least, labels
+    plot.time_axis(ax.yaxis)
+    assert len(labels_along(ax.yaxis)) >= least
 
 
 def test_lines_have_named_limits_and_bars_their_own_colours() -> None:

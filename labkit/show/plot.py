@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
@@ -25,7 +25,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from labkit.rig.bench import Run, Sweep, human_time
 from labkit.rig.cachesim import Simulation, human_share
@@ -238,13 +238,28 @@ _BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bo
 
 
 def time_axis(axis: Any) -> None:
-    """Label the ticks of an axis in nanoseconds as a person says them: 200 µs, 5 ms."""
-    axis.set_major_formatter(FuncFormatter(lambda ns, _: human_time(ns) if ns > 0 else "0"))
+    """Label the ticks of an axis in nanoseconds as a person says them: 200 µs, 5 ms.
+
+    Where its scale is logarithmic, call this when everything is drawn: the ticks depend on the range.
+    """
+    _label(axis, lambda ns: human_time(ns) if ns > 0 else "0")
 
 
 def number_axis(axis: Any) -> None:
-    """Label the ticks of an axis with plain numbers, also on a log scale: 0.5, 10, 10,000."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    """Label the ticks of an axis with plain numbers, also on a log scale: 0.5, 10, 10,000; else as above."""
+    _label(axis, lambda value: f"{value:,.10g}")
+
+
+def _label(axis: Any, say: Callable[[float], str]) -> None:
+    """Labels that do not meet: on a log scale at each power of ten, at more where there are few of those."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        axis.set_major_locator(
+            LogLocator(subs=range(1, 10) if decades < 0.6 else (1, 2, 5) if decades < 2 else (1,))
+        )
+        axis.set_minor_formatter(NullFormatter())
 
 
 def latency(result: Run | Sweep, ax: Axes | None = None, *, title: str = "") -> Axes:
@@ -258,7 +273,6 @@ def latency(result: Run | Sweep, ax: Axes | None = None, *, title: str = "") -> 
         _cumulated(ax, run, str(value))
     ax.set_xscale("log")
     time_axis(ax.xaxis)
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     ax.set(xlabel="time of one call (log scale)", ylabel="calls (%)", ylim=(0, 103))
     legend(ax, title=result.name if isinstance(result, Sweep) else None)
     return ax
@@ -925,19 +939,27 @@ def redlock(view: View, ax: Axes | None = None, *, title: str = "") -> Axes:
     ttl = human_time(view.ttl * 1e9)
     ax.set_xlabel(f"time since the servers were asked, up to the TTL of {ttl} (log scale)")
     time_axis(ax.xaxis)
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     ax.grid(visible=False, axis="y")
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+HAS = 1.015
+"""Where the column of who has a server's vote begins, in widths of the axes."""
+
+
+def _is() -> float:
+    """Where the one of how the server is begins: behind "has", in letters of this size."""
+    return HAS + 0.07 * float(mpl.rcParams["font.size"]) / _LOOKS["page"].letters
 
 
 def _heads(ax: Axes, view: View) -> None:
     white = {"facecolor": "white", "edgecolor": "none", "pad": 2}
     timeout = view.timeout * 1e9
     ax.text(timeout, -0.9, f"timeout {human_time(timeout)}", ha="center", va="center", bbox=white)
-    ax.text(1.015, -0.9, "has", va="center", **_beside(ax))
-    ax.text(1.085, -0.9, "is", va="center", **_beside(ax))
-    ax.text(1.085, 0, "frozen", alpha=0, **_beside(ax))  # room for it, always
+    ax.text(HAS, -0.9, "has", va="center", **_beside(ax))
+    ax.text(_is(), -0.9, "is", va="center", **_beside(ax))
+    ax.text(_is(), 0, "frozen", alpha=0, **_beside(ax))  # room for it, always
 
 
 def _seat(ax: Axes, seat: Seat, row: int, until: float) -> None:
@@ -950,9 +972,9 @@ def _seat(ax: Axes, seat: Seat, row: int, until: float) -> None:
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     at = (max(until, left), row)
     ax.annotate(said, at, (8, 0), textcoords="offset points", va="center", bbox=white if said else None)
-    ax.text(1.015, row, seat.holder or "–", va="center", weight="bold", **_beside(ax))
+    ax.text(HAS, row, seat.holder or "–", va="center", weight="bold", **_beside(ax))
     color = BLACK if seat.state == "up" else VERMILLION
-    ax.text(1.085, row, seat.state, va="center", color=color, **_beside(ax))
+    ax.text(_is(), row, seat.state, va="center", color=color, **_beside(ax))
 
 
 def _outcome(ax: Axes, view: View, row: int) -> None:
@@ -1010,9 +1032,6 @@ def board_scaling(
     ax.set_ylabel("time of one call (log scale)")
     number_axis(ax.xaxis)
     time_axis(ax.yaxis)
-    low, high = ax.get_ylim()
-    decades = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1  # ticks with a label
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda ns, _: "" if decades > 1 else human_time(ns)))
     ax.legend(**_BELOW, ncols=2)
     return ax
 
@@ -1036,7 +1055,6 @@ def stalls(result: Stall | Stalls, ax: Axes | None = None, *, title: str) -> Axe
         _spells(panel, stall)
         panel.set(yscale="log", ylim=(min(waited) / 2, 2.5 * max(waited)), xlim=(-0.08 * last, 1.12 * last))
         time_axis(panel.yaxis)
-        panel.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         if len(found) > 1:
             _name(panel, f"{stall.name}: {human_time(stall.longest * 1e9)} at most")
     panels[-1].set(xlabel="time (ms)", ylabel="wait (log scale)" if len(found) == 1 else "")
@@ -1084,7 +1102,6 @@ def evictions(result: Evictions, ax: Axes | None = None, *, title: str, traffic:
     memories = sorted({memory for _, _, memory in result.replays})
     ax.set(xscale="log", xlabel="memory for data (log scale)", ylabel="hit ratio (%)", ylim=(0, 100))
     ax.set_xticks(memories, list(map(human_bytes, memories)))
-    ax.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
     legend(ax)
     return ax
 
