@@ -502,7 +502,26 @@ def labels_along(axis: Any) -> list[str]:
     boxes = {at: text.get_window_extent() for at, text in sorted(shown.items()) if text.get_text()}
     for one, other in itertools.pairwise(boxes.values()):
         assert not one.overlaps(other), [shown[at].get_text() for at in boxes]
-    return [shown[at].get_text() for at in boxes]
+    labels = [shown[at].get_text() for at in boxes]
+    assert not any("$" in label for label in labels), labels  # 3×10⁵ is nobody's idea of 300 kB
+    return labels
+
+
+@pytest.mark.parametrize("style", ["page", "talk"])
+@pytest.mark.parametrize("name", GENERIC)
+def test_no_label_of_a_tick_touches_another(name: str, style: str) -> None:
+    plot.use_style(style)
+    figure = GENERIC[name](None).get_figure(root=True)
+    assert figure is not None
+    for ax in figure.get_axes():
+        labels_along(ax.xaxis)
+        labels_along(ax.yaxis)
+
+
+def test_memories_that_were_replayed_are_named_and_no_others() -> None:
+    sizes = (250_000, 500_000, 10**6)
+    ax = plot.evictions(Evictions({("", LRU.policy, memory): LRU for memory in sizes}, ()), title="t")
+    assert labels_along(ax.xaxis) == ["250 kB", "500 kB", "1 MB"]
 
 
 @pytest.mark.parametrize("style", ["page", "talk"])

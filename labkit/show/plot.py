@@ -1102,6 +1102,7 @@ def evictions(result: Evictions, ax: Axes | None = None, *, title: str, traffic:
     memories = sorted({memory for _, _, memory in result.replays})
     ax.set(xscale="log", xlabel="memory for data (log scale)", ylabel="hit ratio (%)", ylim=(0, 100))
     ax.set_xticks(memories, list(map(human_bytes, memories)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     legend(ax)
     return ax
 
