@@ -274,11 +274,13 @@ class TestWaiting:
     def test_waiting_longer_than_the_sockets_patience(
         self, server: Server, r: redis.Redis, make: Make
     ) -> None:
-        make("patience", ttl=0.7).acquire()
+        holder = make("patience")
+        holder.acquire()
         with server.client(socket_timeout=0.2) as hasty:
             start = time.monotonic()
             assert not Lock(hasty, "patience", ttl=60).acquire(wait=0.5)
             assert time.monotonic() - start >= 0.5
+            r.pexpire(holder.key, 700)
             assert Lock(hasty, "patience", ttl=60).acquire(wait=None)
 
     def test_wake_ups_do_not_pile_up(self, r: redis.Redis, make: Make) -> None:

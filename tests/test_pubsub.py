@@ -92,7 +92,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[Any]:
 def _no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    until(lambda: set(threading.enumerate()) <= before)
+    until(lambda: {one for one in threading.enumerate() if one.name != "labkit-docker"} <= before)
 
 
 def of_user(server: Server, name: str, **options: Any) -> redis.Redis:
@@ -417,10 +417,9 @@ class TestClientsOfAllKinds:
             publish(own, "a", 1)
             until(lambda: heard.events == [1])
 
-    def test_unix_socket(self, tmp_path: Path, heard: Heard) -> None:
-        path = f"{tmp_path}/s" if len(str(tmp_path)) < 90 else f"/tmp/labkit-{os.getpid()}"
-        with Server(unixsocket=path) as server:
-            r = redis.Redis(unix_socket_path=path, password=server.password)
+    def test_unix_socket(self, heard: Heard) -> None:
+        with Server(unixsocket="s") as server:  # in the server's folder, which a container shares with us
+            r = redis.Redis(unix_socket_path=f"{server.config['dir']}/s", password=server.password)
             with r, subscribe(r, "a", heard, on_gap=heard.gaps.append) as sub:
                 publish(r, "a", 1)
                 until(lambda: heard.events == [1])
