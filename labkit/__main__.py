@@ -1,7 +1,7 @@
 """The command line: `python -m labkit doctor | audit | refresh | matrix | instructor | progress | reset`.
 
 doctor [--json]             can the workbook run here, and on which Redis
-audit [REDIS_URL] [--json]  review any Redis, changing nothing; the exit code says how bad it is
+audit [REDIS_URL] [--json]  review a Redis, changing nothing; the exit code says how bad it is
 refresh [NOTEBOOK …]        execute chapters and store their outputs
 matrix                      run every chapter and pattern on every server to be had here
 instructor [NOTEBOOK …]     the chapters solved, with what a class needs, and as slides
@@ -25,7 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
         return int(chosen.run(chosen))
     except LabkitError as error:
         print(error, file=sys.stderr)
-        return 1
+    except OSError as error:
+        what = f"{error.filename or 'A file'} cannot be used: {error.strerror or error}."
+        print(f"{what} Remedy: name a folder that you may write to, or work in one.", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,9 +66,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_audit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     audit = commands.add_parser(
         "audit",
-        help="review any Redis, changing nothing: what is wrong, the evidence, the fix",
+        help="review any Redis from 7.0 on, changing nothing: what is wrong, the evidence, the fix",
         epilog="Exit code: 0 nothing found or only notices, 1 warnings, 2 something critical (or a wrong "
-        "command line), 3 no server answered. What could not be seen does not count; it is listed.",
+        "command line), 3 no server could be reviewed: none answers, it refuses the log-in, or it is older "
+        "than 7.0. What could not be seen does not count; it is listed.",
     )
     audit.add_argument("url", nargs="?", metavar="REDIS_URL", help="default: what connect() would find")
     audit.add_argument("--json", action="store_true", help="the same as JSON")
@@ -193,11 +197,19 @@ def _progress(chosen: argparse.Namespace) -> int:
 
 
 def _reset(chosen: argparse.Namespace) -> int:
+    from redis.exceptions import RedisError
+
     from labkit import PREFIX
     from labkit.rig.connection import connect, reset
 
     r = connect()
-    gone = reset(r)
+    try:
+        gone = reset(r)
+    except RedisError as error:
+        raise LabkitError(
+            f"The keys could not be removed: {str(error).rstrip('.')}. "
+            "Remedy: let REDIS_URL name a server that takes writes."
+        ) from None
     print(f"{gone} key{'' if gone == 1 else 's'} that began with {PREFIX} removed; no other key was touched.")
     if chosen.progress:
         from labkit.teach.progress import forget

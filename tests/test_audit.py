@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from servers import BINARIES, _binary, until
 
 from labkit.__main__ import main
+from labkit.rig import connection
 from labkit.rig.audit import NAMES, RIGHTS, SEVERITIES, Audit, Finding, Limits, asking, audit
 from labkit.rig.audit.replies import plain
 from labkit.rig.audit.report import Node, Sampled, Unseen, share
@@ -1390,6 +1391,17 @@ def test_the_command_line_takes_what_connect_takes(one: Well) -> None:
     command = [sys.executable, "-m", "labkit", "audit"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 0 and "nothing found" in done.stdout and done.stderr == ""
+
+
+def test_where_none_is_named_it_says_which_one_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else somebody takes the findings of a server that was just started for those of their own."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr(connection, "_container", lambda options: None)
+    assert main(["audit"]) in (0, 1, 2)
+    said = capsys.readouterr()
+    assert "No address was given: this is a server started just now" in said.err and "primary: " in said.out
 
 
 @pytest.mark.parametrize(

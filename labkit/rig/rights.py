@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
 from labkit import PREFIX
 
@@ -53,7 +53,8 @@ def missing(r: Any) -> tuple[str, ...]:
 
     The commands are queued in a MULTI that is never executed: the server refuses to queue what the user may
     not, and runs nothing. Two round trips, over a connection that is made for them; each refusal is a line in
-    the server's ACL LOG. Of a cluster, one node is asked. A server that has no MULTI is not asked.
+    the server's ACL LOG. Of a cluster, one node is asked. A server that has no MULTI is not asked. Raises
+    ReadOnlyError for a replica, which takes no writes from anybody.
     """
     node = r.get_default_node().redis_connection if hasattr(r, "get_default_node") else r
     connection = node.connection_pool.connection_class(**node.connection_pool.connection_kwargs)
@@ -67,6 +68,9 @@ def missing(r: Any) -> tuple[str, ...]:
         answers = _ask(connection, *(command.format(f"{PREFIX}rights") for command in ASKED))
     finally:
         connection.disconnect()
+    for answer in answers:
+        if isinstance(answer, ReadOnlyError):
+            raise answer
     refused = [one for one in zip(answers, ASKED, strict=True) if isinstance(one[0], NoPermissionError)]
     return tuple(dict.fromkeys(_right(str(error), command) for error, command in refused))
 

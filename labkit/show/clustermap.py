@@ -113,6 +113,8 @@ class ClusterMap(Pressed):
         if change["new"] is None or (change["new"] == 0 and change["old"]):  # closed, or in no page any more
             self._ticker.stop()
             self.fleet.rest()
+        elif not self._seen_here:  # labkit.reset() has ended it: only who uses it starts it again
+            return
         elif change["name"] == "_view_count" and change["new"] and not self._ticker.running:
             self.press(lambda: None)
 

@@ -25,7 +25,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 from labkit.rig.bench import Run, Sweep, human_time
 from labkit.rig.cachesim import Simulation, human_share
@@ -253,13 +253,17 @@ def number_axis(axis: Any) -> None:
 def _label(axis: Any, say: Callable[[float], str]) -> None:
     """Labels that do not meet: on a log scale at each power of ten, at more where there are few of those."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
-    if axis.get_scale() == "log":
-        low, high = axis.get_view_interval()
-        decades = math.log10(high / low)
-        axis.set_major_locator(
-            LogLocator(subs=range(1, 10) if decades < 0.6 else (1, 2, 5) if decades < 2 else (1,))
-        )
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() == "log" and low > 0:
+        axis.set_major_locator(_places(math.log10(high / low)))
         axis.set_minor_formatter(NullFormatter())
+
+
+def _places(decades: float) -> Locator:
+    """Where a log scale of that length has its labels."""
+    if decades < 0.3:
+        return MaxNLocator(5, steps=[1, 2, 5, 10])
+    return LogLocator(subs=range(1, 10) if decades < 0.6 else (1, 2, 5) if decades < 2 else (1,))
 
 
 def latency(result: Run | Sweep, ax: Axes | None = None, *, title: str = "") -> Axes:

@@ -59,10 +59,13 @@ def run(chapters: Iterable[Path], folder: Path = FOLDER, execute: bool = True, a
 
     `execute`: run the solved chapter in a fresh kernel; else outputs are those stored in it, and the cells
     that check an exercise have none. `ask`: grade every known-wrong answer for its counterexample.
-    Returns 1 if the solutions of a chapter did not run green, else 0. Raises RefreshFailed for what is no
-    notebook, and LabkitError for a chapter in which an exercise has no cell: with nothing written for it,
-    or for those after it.
+    Returns 1 if the solutions of a chapter did not run green, else 0. Raises LabkitError if a notebook in
+    `folder` would be replaced that is no edition, as a learner's own; RefreshFailed for what is no notebook,
+    and LabkitError for a chapter without a title, or in which an exercise has no cell: with nothing written
+    for it, or for those after it.
     """
+    chapters = list(chapters)
+    _spare(folder, chapters)
     folder.mkdir(parents=True, exist_ok=True)
     found = decks.libraries(folder)
     if found.problem:
@@ -76,12 +79,24 @@ def run(chapters: Iterable[Path], folder: Path = FOLDER, execute: bool = True, a
     return int(any(edition.problem for edition in editions))
 
 
+def _spare(folder: Path, chapters: Sequence[Path]) -> None:
+    """Raise LabkitError where an edition would take the place of another notebook."""
+    for there in (folder / f"{chapter.stem}.ipynb" for chapter in chapters):
+        if there.exists() and "labkit" not in refresh.read(there).metadata:
+            raise LabkitError(
+                f"{there} is a notebook that this command has not written, and would be replaced. "
+                "Remedy: name another folder."
+            )
+
+
 def make(path: Path, folder: Path, found: decks.Libraries, execute: bool = True, ask: bool = True) -> Edition:
     """Write one chapter's edition into `folder`.
 
-    Raises RefreshFailed if `path` is no notebook, and LabkitError if an exercise has no cell in it.
+    Raises RefreshFailed if `path` is no notebook, and LabkitError if it has no title, or an exercise no cell.
     """
     chapter = refresh.read(path)
+    if not chapter.cells or not chapter.cells[0].source.strip():
+        raise LabkitError(f"{path}: its first cell has no title. Remedy: name a chapter.")
     exercises = _exercises(path)
     solved = solve(chapter, exercises)
     problem, seconds = "", dict[str, float]()
@@ -253,17 +268,29 @@ def _last(chapter: Any, exercise: Exercise) -> str:
 
 
 def _with_notes(chapter: Any, added: dict[str, str]) -> Any:
-    """A copy with cells for the instructor behind those whose ids are named, and its hidden notes shown."""
+    """A copy with cells for the instructor behind those whose ids are named, and its hidden notes shown.
+
+    The questions of a part come at its end: many are about what the part has shown.
+    """
     noted = copy.deepcopy(chapter)
-    noted.cells = []
-    for cell in chapter.cells:
+    noted.cells, asked = [], None
+    for cell in [*chapter.cells, None]:
+        if asked is not None and (cell is None or cell.source.startswith("## ")):
+            noted.cells.append(_note(asked, "questions", notes.questions(asked)))
+            asked = None
+        if cell is None:
+            break
         noted.cells.append(cell)
-        for kind, text in (("questions", notes.questions(cell)), ("notes", added.get(cell.id, ""))):
-            if text:
-                metadata = {"tags": ["instructor"], "slideshow": {"slide_type": "notes"}}
-                name = f"{cell.id}-{kind}"[-64:]
-                noted.cells.append(new_markdown_cell(text, id=name, metadata=metadata))  # type: ignore[no-untyped-call]
+        asked = cell if notes.questions(cell) else asked
+        if text := added.get(cell.id):
+            noted.cells.append(_note(cell, "notes", text))
     return noted
+
+
+def _note(cell: Any, kind: str, text: str) -> Any:
+    metadata = {"tags": ["instructor"], "slideshow": {"slide_type": "notes"}}
+    name = f"{cell.id}-{kind}"[-64:]
+    return new_markdown_cell(text, id=name, metadata=metadata)  # type: ignore[no-untyped-call]
 
 
 # The index

@@ -17,6 +17,10 @@ CODE_LINE, ANSWER_LINE = 4, 20
 """How many words of prose take as long as to read a line of code, and as to find a line of an answer."""
 
 
+WRAPPED = "<style>.speaker-controls-notes pre { font-size: 0.6em; white-space: pre-wrap }</style>"
+"""For the speaker's view, a narrow window of reveal.js's own, which has none of the deck's style sheets."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a chapter, from one `##` heading to the next.
@@ -89,7 +93,11 @@ def timetable(rows: tuple[Part, ...]) -> str:
         took = "not measured" if row.seconds is None else f"{row.seconds:.1f} s"
         minutes = "–" if row.minutes is None else str(row.minutes)
         lines.append(f"| {row.title} | {row.cells} | {took} | {minutes} |")
-    lines += ["", "The minutes share out the chapter's own time, by what there is to read and to find out."]
+    if any(row.minutes is not None for row in rows):
+        lines += [
+            "",
+            "The minutes share out the chapter's own time, by what there is to read and to find out.",
+        ]
     return "\n".join(lines)
 
 
@@ -111,7 +119,7 @@ def asked(cell: Any) -> tuple[list[str], list[str]]:
 
 
 def questions(cell: Any) -> str:
-    """The questions to ask the class at this cell, with the answers to listen for; "" if it has none."""
+    """What to ask the class when the part of this heading is done, and the answers to listen for; or ""."""
     ask, expect = asked(cell)
     if not ask:
         return ""
@@ -153,6 +161,15 @@ def _html(text: str) -> str:
 def spoken(exercise: Exercise) -> str:
     """For the speaker's view of an exercise's slide: its solution, and one mistake for each property."""
     first = {wrong.violates: wrong.why for wrong in reversed(exercise.wrong)}
-    lines = [f"**A solution of `{exercise.name}`**", "", "````python", exercise.reference.strip(), "````", ""]
+    lines = [
+        WRAPPED,
+        "",
+        f"**A solution of `{exercise.name}`**",
+        "",
+        "````python",
+        exercise.reference.strip(),
+        "````",
+        "",
+    ]
     lines += ["**What goes wrong**", "", *(f"- `{name}`: {why}" for name, why in sorted(first.items()))]
     return "\n".join(lines)

@@ -200,8 +200,8 @@ def _chapter(stem: str) -> str:
 
 
 def _state(kept: dict[str, Any], stem: str, exercise: str) -> State:
-    state = kept.get(stem, {}).get(exercise, {}).get("state")
-    return state if state in MARKS else "not attempted"
+    state: Any = kept.get(stem, {}).get(exercise, {}).get("state")
+    return state if state in list(MARKS) else "not attempted"
 
 
 def _when(kept: dict[str, Any], stem: str, exercise: str) -> str:

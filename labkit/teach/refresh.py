@@ -48,9 +48,9 @@ class RefreshFailed(LabkitError):
 def refresh(notebook: Path) -> str:
     """Execute the chapter at `notebook` in a fresh kernel and store its outputs; returns a line on the run.
 
-    The kernel runs in the notebook's folder, as under JupyterLab, on a Redis of its own unless the container
-    runs, and with nobody's progress. The file is replaced in one step, and only if every cell went well
-    (cells tagged `raises-exception` may fail). It holds what nbstripout with --keep-output --keep-count
+    The kernel runs in the notebook's folder, as under JupyterLab, on a Redis of its own, also where the
+    container runs, and with nobody's progress. The file is replaced in one step, and only if every cell went
+    well (cells tagged `raises-exception` may fail). It holds what nbstripout with --keep-output --keep-count
     --keep-id leaves, so two refreshes differ in measured outputs only.
 
     Raises RefreshFailed, naming the cell that fails; with the remedy where nbstripout is missing.

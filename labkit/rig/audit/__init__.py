@@ -133,13 +133,17 @@ def _report(looked: list[Seen | Finding]) -> Audit:
 def run(url: str | None = None, as_json: bool = False) -> int:
     """Print an audit of the server at `url`, or of what connect() would find; returns the exit code.
 
-    0: nothing, or only notices; 1: warnings; 2: something critical; 3: no server answered, said on stderr.
-    What could not be seen does not count, and is printed.
+    0: nothing, or only notices; 1: warnings; 2: something critical; 3: no server could be reviewed (none
+    answers, it refuses the log-in, or it is older than 7.0), and why is said on stderr; so is which server it
+    is, where none was named. What could not be seen does not count, and is printed.
     """
     from labkit.rig.connection import RedisUnavailable
 
     try:
-        found = audit(_reached(url))
+        r, place = _reached(url)
+        if not (url or os.environ.get("REDIS_URL")):
+            print(f"No address was given: this is {place}.", file=sys.stderr)
+        found = audit(r)
     except (RedisUnavailable, RedisError, RedisClusterException) as error:
         print(f"No audit: {error}", file=sys.stderr)
         return UNREACHABLE
@@ -147,14 +151,20 @@ def run(url: str | None = None, as_json: bool = False) -> int:
     return found.exit_code
 
 
-def _reached(url: str | None) -> Any:
-    """As connect() finds it, which asks for the version; or without asking, where that right is lacking."""
+def _reached(url: str | None) -> tuple[Any, str]:
+    """As connect() finds it, which asks for the version; or without asking, where that right is lacking.
+
+    And what to call it; of an embedded server, that nobody has named one.
+    """
     from labkit.rig.connection import RedisUnavailable, find
 
     try:
-        return find(url)[0]
+        r, place = find(url)
     except RedisUnavailable as error:
         named = url or os.environ.get("REDIS_URL") or ""
         if "no permissions" not in str(error) or named.startswith("redis+cluster:"):
             raise
-        return client(named)
+        return client(named), "the server that was named"
+    if place.startswith("embedded"):
+        return r, "a server started just now, since no other was found; name yours: audit REDIS_URL"
+    return r, place

@@ -43,7 +43,8 @@ function fit(slide) {
 
 // On a slide that is taller than the screen a key goes on reading first, and to the next slide from its end.
 function onwards(move) {
-  return () => {
+  return (event) => {
+    if (event?.shiftKey) return Reveal.prev();
     const slide = Reveal.getCurrentSlide();
     const left = slide.scrollHeight - slide.clientHeight - slide.scrollTop;
     if (left > 1) slide.scrollBy(0, 0.8 * slide.clientHeight);
@@ -51,7 +52,13 @@ function onwards(move) {
   };
 }
 
+// The speaker has a slide's notes from its beginning: reveal.js shows those in a fragment with that fragment only.
+function freeNotes() {
+  for (const note of document.querySelectorAll(".fragment aside.notes")) note.closest("section").append(note);
+}
+
 window.addEventListener("load", async () => {
+  freeNotes();
   setFormulas();
   await drawDiagrams();
   const now = () => fit(Reveal.getCurrentSlide());
