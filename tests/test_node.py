@@ -80,6 +80,18 @@ def test_chapter_01_runs_with_node_in_ci() -> None:
 # The cell
 
 
+def test_an_error_of_a_command_that_nobody_awaits_is_one(js: Any, server: Server | Cluster) -> None:
+    """Forgotten awaits are the usual mistake; what is caught, or only cut off by the cell's end, is none."""
+    js("await redis.set('word', 'abc', 'EX', 60)")
+    with pytest.raises(JavaScriptError, match="not an integer"):
+        js("redis.incr('word');\nawait new Promise((soon) => setTimeout(soon, 200));\n'all is well'")
+    with pytest.raises(JavaScriptError, match="not an integer"):
+        js("redis.incr('word');\n'all is well'")
+    assert js("await redis.incr('word').catch(() => 'caught')") == "caught"
+    assert js("await Promise.allSettled([redis.incr('word')]).then(([one]) => one.status)") == "rejected"
+    assert js("redis.blpop('nothing', 1);\n5") == 5
+
+
 @pytest.mark.parametrize(
     ("source", "printed"),
     [
@@ -89,6 +101,10 @@ def test_chapter_01_runs_with_node_in_ci() -> None:
         ("[1,\n 2].map((n) => ({ n }))", "[ { n: 1 }, { n: 2 } ]\n"),
         ("const a = 5\na\n  - 1 // less", "4\n"),
         ("function f() {\n  return 3;\n}", ""),
+        ("for (const n of [1, 2])\n  console.log(n)", "1\n2\n"),
+        ("let n = 0;\nwhile (n < 3)\n  console.log((n += 1))", "1\n2\n3\n"),
+        ("if (false)\n  console.log('no')", ""),
+        ("const f = () =>\n  5", ""),
         ("if (true) {\n  console.log('x', true);\n}", "x true\n"),
         ("console.error('oh');\nawait Promise.resolve('é')", "oh\n'é'\n"),
         ("setTimeout(() => console.log('late'), 20);\n'first'", "'first'\nlate\n"),
@@ -112,6 +128,8 @@ def test_what_a_cell_prints(source: str, printed: str, plain: Any, capfd: Any, m
         ("throw 5", "thrown: 5"),
         ("setTimeout(() => nix(), 1);\nawait new Promise(() => {})", "ReferenceError: nix is not defined"),
         ("await new Promise(() => {})", "an await of this cell can never end"),
+        ("Promise.reject(new Error('nobody waits'));\n5", "Error: nobody waits (line 1)"),
+        ("setTimeout(() => nix(), 20);\n5", "ReferenceError: nix is not defined (line 1)"),
         ("process.kill(process.pid, 9)", "its process ended with code -9 before the cell did"),
         ("redis.ping()", "Error: no client of Redis was given to this cell (line 1)"),
     ],
@@ -129,6 +147,9 @@ def test_values_go_both_ways(plain: Any) -> None:
     assert answer.value == {**names, "more": 3}
     with pytest.raises(JavaScriptError, match="circular"):
         plain("const a = {}; a.a = a;\na", keep=True)
+    for value in ("new Map([[1, 2]])", "new Set([1])", "() => 1"):
+        with pytest.raises(JavaScriptError, match="--out: JSON cannot hold"):
+            plain(value, keep=True)
 
 
 def test_a_cell_that_does_not_end_is_ended(plain: Any) -> None:
@@ -185,6 +206,9 @@ def test_the_line_behind_the_magic() -> None:
         "--out 1x": "no name for a variable",
         "--wat": "unrecognized",
         "--seconds x": "invalid float",
+        "--seconds 0": "it must be a positive number",
+        "--seconds nan": "it must be a positive number",
+        "it's": "No closing quotation",
     }.items():
         with pytest.raises(UsageError, match=why):
             nodecell.understand(namespace, line, r)
@@ -470,7 +494,7 @@ def test_a_recording_is_of_one_cell_to_the_letter(
         monkeypatch.setenv("LABKIT_NODE", "none")
         play(r, "token-of-yesterday", cell=CELL + "\n\n")
         for line, cell in (("place token --out got", CELL.replace("60", "61")), ("place token", CELL)):
-            with pytest.raises(NodeMissing, match=r"no recording is of it\. Remedy: put Node"):
+            with pytest.raises(NodeMissing, match=r"no recording is of it\. Remedy: unset LABKIT_NODE"):
                 play(r, "token-of-yesterday", line, cell)
 
 
@@ -481,6 +505,7 @@ def test_in_ci_nothing_is_replayed_unless_it_is_asked_for(monkeypatch: pytest.Mo
     found = replay.engine()
     assert isinstance(found, replay.Recorded) and found.ioredis == node.pinned()
     said = repr(found)
+    assert "LABKIT_NODE" not in said
     for words in (
         "There is no Node.js 16 or newer here.",
         "recorded with Node.js",
@@ -492,7 +517,10 @@ def test_in_ci_nothing_is_replayed_unless_it_is_asked_for(monkeypatch: pytest.Mo
     with pytest.raises(NodeMissing, match=r"There is no Node\.js 16 or newer here\. Remedy: put Node\.js 16"):
         replay.engine()
     monkeypatch.setenv("LABKIT_NODE", "none")
-    assert isinstance(replay.engine(), replay.Recorded)
+    found = replay.engine()
+    assert isinstance(found, replay.Recorded)
+    assert repr(found).startswith("LABKIT_NODE is 'none': no Node.js 16 or newer is taken from there.")
+    assert "To run them for real: unset LABKIT_NODE" in repr(found)
 
 
 def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -596,7 +624,7 @@ def test_without_node_the_act_says_so_once_and_prints_what_is_stored(
     assert [text for text, kept in zip(found[1:], compared[1:], strict=True) if kept] == [
         text for text, kept in zip(stored[1:], compared[1:], strict=True) if kept
     ]
-    assert sum("There is no Node.js 16 or newer here." in text for text in found) == 1
+    assert sum("LABKIT_NODE is 'none': no Node.js 16" in text for text in found) == 1
     assert sum("recorded" in text for text in found) == 1
     measured = next(text for text in found if text.startswith("{'ioredis': "))
     recorded = [cell for cell in json.loads(replay.path().read_text())["node"]["cells"] if cell["during"]]

@@ -82,6 +82,8 @@ def missing() -> str:
     if not POSIX:
         return "Cells of JavaScript run on Linux and macOS (on Windows: in WSL)."
     if find_node() is None:
+        if named := os.environ.get("LABKIT_NODE"):
+            return f"LABKIT_NODE is {named!r}: no Node.js {OLDEST} or newer is taken from there."
         return f"There is no Node.js {OLDEST} or newer here."
     return "Node.js is here, but ioredis is not."
 
@@ -90,7 +92,11 @@ def remedy() -> str:
     """What to do about what is `missing()`."""
     if not POSIX:
         return "open the workbook in WSL."
-    return REMEDY if find_node() is None else f"{INSTALL}."
+    if find_node() is not None:
+        return f"{INSTALL}."
+    if os.environ.get("LABKIT_NODE"):
+        return f"unset LABKIT_NODE, or let it name a Node.js {OLDEST} or newer; then {INSTALL}."
+    return REMEDY
 
 
 def find_node() -> tuple[str, str, str] | None:

@@ -20,7 +20,8 @@ from labkit.rig import connection, node, noderun, replay
 _WORDS = """
     arguments case catch const debugger default delete do enum eval export extends false function implements
     instanceof interface let new null package private protected public static super switch this throw true
-    typeof undefined var void console process globalThis redis Redis require
+    typeof undefined var void console process globalThis redis Redis require crypto JSON Number Object NaN
+    Infinity
 """
 RESERVED = frozenset(_WORDS.split())
 """Names that a variable of a cell cannot have: JavaScript's own, where Python allows them, and others."""
@@ -87,7 +88,12 @@ def understand(namespace: dict[str, Any], line: str, default: Any) -> Line:
     parser.add_argument("--while", dest="during")
     parser.add_argument("--out")
     parser.add_argument("--seconds", type=float, default=noderun.SECONDS)
-    chosen = parser.parse_args(shlex.split(line))
+    try:
+        chosen = parser.parse_args(shlex.split(line))
+    except ValueError as error:  # a quotation without its end
+        _refuse(f"%%node: {error}.")
+    if not 0 < chosen.seconds < float("inf"):
+        _refuse(f"%%node: --seconds is {chosen.seconds:g}; it must be a positive number.")
     named = {name: _looked_up(namespace, name) for name in chosen.names}
     clients = [name for name, value in named.items() if _is_client(value)]
     if len(clients) > 1:

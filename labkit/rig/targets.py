@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from redis.exceptions import RedisError
+
 from labkit import LabkitError
 from labkit.rig import container, newer
 from labkit.rig.connection import EMBEDDED, server_name, supports
 from labkit.rig.server import OLDEST, Server, ServerFailed, find_binary
 
-__all__ = ["Missing", "NoSuchServer", "Target", "chosen", "find", "lacking"]
+__all__ = ["Lacks", "Missing", "NoSuchServer", "Target", "chosen", "find", "lacking"]
 
 _OTHERS = ("LABKIT_REDIS_SERVER", "LABKIT_NEWER_REDIS", "LABKIT_SERVER")
 
@@ -64,21 +66,22 @@ class Target:
 def find(named: Iterable[str] = ()) -> tuple[list[Target], list[Missing]]:
     """The servers to be had here, each version once, oldest first; and the places that have none.
 
-    `named` are paths of further binaries. Raises ServerFailed for one of those that is no server which runs,
-    or is older than 7.0. Docker is asked only where LABKIT_SERVER is `docker`.
+    `named` are paths of further binaries. Raises ServerFailed for one of those, or one that the environment
+    names, that is no server which runs, or is older than 7.0. Docker is asked only where LABKIT_SERVER is
+    `docker`.
     """
     targets: dict[str, Target] = {}
     absent = []
     for place, path, remedy in [*_places(), *((f"--server {path}", path, "") for path in named)]:
         path = str(Path(shutil.which(path) or path).absolute()) if path else ""
         name, why = _identify(path) if path else ("", "it is not set." if "_" in place else "none is there.")
-        if why and not remedy:
+        if why and (not remedy or (path and "LABKIT_" in place)):  # somebody has named it
             raise ServerFailed(f"{place}: {why}", "name a redis-server or valkey-server, 7.0 or newer.")
         if why:
             absent.append(Missing(place, why, remedy))
             continue
         known = targets.get(name, Target(name, (), path))
-        targets[name] = replace(known, places=(*known.places, place))
+        targets[name] = replace(known, places=tuple(dict.fromkeys((*known.places, place))))
     in_docker = _docker()
     found = sorted(targets.values(), key=lambda one: (one.name.split()[0], _numbers(one.name)))
     if isinstance(in_docker, Target):
@@ -141,14 +144,32 @@ def _docker() -> Target | Missing:
         return Missing("Docker", error.what, error.remedy or "see what its engine says.")
 
 
-def lacking(target: Target, stems: Iterable[str]) -> tuple[dict[str, str], bool]:
-    """What each of these chapters lacks on that server, as a sentence or ""; and whether it has the newest.
+class Lacks(NamedTuple):
+    """What a server lacks, by stem, as a sentence or "": of a chapter, and of its pattern's own class.
 
-    The server is started and asked, whatever its version says. The newest is XADD IDMP, of Redis 8.6.
+    `newest`: it has what came last, XADD IDMP of Redis 8.6.
     """
-    with Server(binary=target.binary) as server, server.client() as r:
-        gone = {stem: ", ".join(map(str, newer.missing(r, stem))) for stem in stems}
-        return {stem: what and f"without {what}" for stem, what in gone.items()}, supports(r, "XADD", "IDMP")
+
+    chapters: dict[str, str]
+    patterns: dict[str, str]
+    newest: bool
+
+
+def lacking(target: Target, stems: Iterable[str]) -> Lacks:
+    """The server is started and asked, whatever its version says. Raises ServerFailed where it cannot be."""
+
+    def without(gone: Iterable[newer.Newer]) -> str:
+        what = ", ".join(map(str, gone))
+        return what and f"without {what}"
+
+    try:
+        with Server(binary=target.binary) as server, server.client() as r:
+            gone = {stem: newer.missing(r, stem) for stem in stems}
+            newest = supports(r, "XADD", "IDMP")
+    except (RedisError, OSError) as error:
+        raise ServerFailed(f"{target.name} does not answer: {error}.", "see what its log says.") from None
+    patterns = {stem: without(one for one in those if one.shipped) for stem, those in gone.items()}
+    return Lacks({stem: without(those) for stem, those in gone.items()}, patterns, newest)
 
 
 def chosen(targets: Sequence[Target], words: Sequence[str]) -> list[Target]:

@@ -30,7 +30,8 @@ from xml.etree import ElementTree
 
 from labkit import LabkitError
 from labkit.rig import table
-from labkit.rig.targets import Missing, Target, chosen, find, lacking
+from labkit.rig.server import ServerFailed
+from labkit.rig.targets import Lacks, Missing, Target, chosen, find, lacking
 from labkit.teach.refresh import read
 
 PATTERNS = ("cache", "session", "rate_limiter", "pubsub", "stream", "lock", "leaderboard")
@@ -114,12 +115,16 @@ def _listed(on: Counter[str]) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One chapter, or the tests of one pattern, on one server. `lacks`: what is missing there, or ""."""
+    """One chapter, or the tests of one pattern, on one server. `lacks`: what is missing there, or "".
+
+    `broken`: why that server cannot be run on at all, or "".
+    """
 
     target: Target
     path: Path
     lacks: str
     newest: bool
+    broken: str = ""
 
     @property
     def part(self) -> str:
@@ -127,6 +132,8 @@ class Job:
 
     def run(self, root: Path, folder: Path) -> Result:
         """Run it under pytest, as CI does, with its log in `folder`; nothing of the reader's is touched."""
+        if self.broken:
+            return Result(self.target.name, self.part, "failed", self.broken, {}, 0.0, "")
         folder.mkdir(parents=True, exist_ok=True)
         log, report = folder / f"{self.part}.log", folder / f"{self.part}.xml"
         report.unlink(missing_ok=True)
@@ -154,7 +161,8 @@ class Job:
     def _failure(self, report: Path, code: int) -> str:
         """The first that failed, or "". That nothing ran is a failure, too."""
         if code == 0:
-            return ""
+            ran = any(case.find("skipped") is None for case in _cases(report))
+            return "" if ran else "every test was skipped"
         for case in _cases(report):
             if case.find("failure") is not None or case.find("error") is not None:
                 return f"{case.get('name')}{self._source(case.get('name') or '')} is the first that failed"
@@ -201,12 +209,18 @@ def plan(
     suites = [
         root / "tests" / f"test_{stem}.py" for stem in PATTERNS if tests and (not chapters or stem in stems)
     ]
+    parts = [*((path, "chapter") for path in chosen), *((path, "tests") for path in suites if path.exists())]
     jobs = []
     for target in targets:
-        lacks, newest = lacking(target, {*stems, *PATTERNS})
-        for path in [*chosen, *filter(Path.exists, suites)]:
+        broken, lacks = "", Lacks({}, {}, False)
+        try:
+            lacks = lacking(target, {*stems, *PATTERNS})
+        except ServerFailed as error:  # the others are run on all the same
+            broken = " ".join(str(error).split())
+        for path, kind in parts:
+            gone = lacks.chapters if kind == "chapter" else lacks.patterns
             stem = path.stem.partition("_")[2]
-            jobs.append(Job(target, path, lacks[stem], newest))
+            jobs.append(Job(target, path, gone.get(stem, ""), lacks.newest, broken))
     return jobs
 
 
@@ -251,9 +265,11 @@ def run(
         raise NothingToRun("pytest, nbval or pytest-xdist is not installed. Remedy: `uv sync`.")
     root = Path.cwd()
     found, absent = find(further)
+    for one in absent:
+        print(f"not found: {one}", file=sys.stderr, flush=True)
     targets = chosen(found, servers)
-    for line in (*targets, *(f"not found: {one}" for one in absent)):
-        print(line, file=sys.stderr, flush=True)
+    for target in targets:
+        print(target, file=sys.stderr, flush=True)
     whole = replace(
         matrix(plan(root, targets, chapters, tests=tests), root, at_once=at_once), absent=tuple(absent)
     )

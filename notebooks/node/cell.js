@@ -66,10 +66,9 @@ function note(command) {
   noted.add(command);
   const entry = [[name, ...command.args.flat(Infinity).map(String)], null];
   answer.sent.push(entry);
-  command.promise.then(
-    (reply) => (entry[1] = kindOf(reply)),
-    (error) => (entry[1] = error.name === "ReplyError" ? "error" : null),
-  );
+  const { resolve, reject } = command; // not promise.then(): an error that nobody awaits would count as seen
+  command.resolve = (reply) => ((entry[1] = kindOf(reply)), resolve(reply));
+  command.reject = (error) => ((entry[1] = error.name === "ReplyError" ? "error" : null), reject(error));
 }
 
 function kindOf(reply) {
@@ -95,7 +94,8 @@ function lazily(name, create) {
 }
 
 // The cell as the body of an async function which returns its last expression, unless that ends with `;`:
-// of the lines that can be split off as one expression, as many as possible.
+// of the lines that can be split off as one expression, as many as possible. What stands before it must be whole
+// by itself, and no head of a loop.
 function compile(source) {
   const lines = source.split("\n");
   const script = (head, tail) =>
@@ -105,6 +105,7 @@ function compile(source) {
     if (!/^\s*(async\s+function|function|class)\b/.test(tail)) {
       try {
         new vm.Script(`async () => (\n${tail}\n)`);
+        script(lines.slice(0, at).join("\n"), "");
         return script(lines.slice(0, at).join("\n") + (at ? "\n" : ""), `return (${tail}\n);`);
       } catch (error) {
         if (error.name !== "SyntaxError") throw error;
@@ -131,9 +132,20 @@ function fail(error) {
 function close() {
   ended = true;
   for (const client of clients) {
+    const quit = () => client.quit().catch(() => {});
     if (client.status === "reconnecting") client.disconnect();
-    else client.quit().catch(() => {});
+    else if (client.isCluster && ["connecting", "connect"].includes(client.status)) {
+      client.once("ready", quit); // a cluster's client would give up at once what waits for it
+      client.once("reconnecting", () => client.disconnect());
+    } else quit();
   }
+}
+
+// As Python gets it; what JSON would silently empty or leave out is an error.
+function kept(value) {
+  if (value instanceof Map || value instanceof Set || ["function", "symbol"].includes(typeof value))
+    throw new TypeError(`--out: JSON cannot hold ${util.inspect(value)}`);
+  return JSON.parse(JSON.stringify(value));
 }
 
 async function run() {
@@ -144,7 +156,7 @@ async function run() {
   try {
     const value = await compile(task.source).runInThisContext()();
     if (value !== undefined) {
-      if (task.keep) answer.value = JSON.parse(JSON.stringify(value));
+      if (task.keep) answer.value = kept(value);
       else console.log(util.inspect(value, { breakLength: 100 }));
     }
   } catch (error) {
@@ -153,8 +165,16 @@ async function run() {
   close();
 }
 
-process.on("unhandledRejection", (error) => ended || (fail(error), close()));
-process.on("uncaughtException", (error) => ended || (fail(error), close()));
+// An error that nobody awaits, also of what goes on behind the last line; but what waits for a client that close()
+// has ended is given up for that reason alone.
+function late(error) {
+  if (ended && error && error.message === "Connection is closed.") return;
+  fail(error);
+  if (!ended) close();
+}
+
+process.on("unhandledRejection", late);
+process.on("uncaughtException", late);
 process.on("beforeExit", () => {
   if (!ended) answer.error = "an await of this cell can never end: nothing is left that could end it";
 });

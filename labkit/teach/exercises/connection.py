@@ -252,7 +252,7 @@ def retry(call, attempts, base, cap, sleep, uniform):
         sleep(uniform(0, base * 2 ** (failures - 1)))
 """,
             "cap",
-            "after ten failures it sleeps for minutes",
+            "no cap: after ten failures the limit is 512 times base, and it doubles on",
         ),
         Wrong(
             """

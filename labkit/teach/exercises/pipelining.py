@@ -214,7 +214,7 @@ def get_many(r, names):
     return {n: v or None for n, v in zip(names, r.mget(names))} if names else {}
 """,
         "values",
-        "`if value`: an empty text is a value, too",
+        "`v or None`: an empty text is a value, too",
     ),
     Wrong(
         """
@@ -228,7 +228,7 @@ def get_many(r, names):
     Wrong(
         "def get_many(r, names):\n    names = list(names)\n    return dict(zip(names, r.mget(names)))\n",
         "empty",
-        "MGET without a key is an error of the server",
+        "MGET without a key: the server refuses it, redis-py makes [] of that: a round trip for nothing",
     ),
     Wrong(
         """
@@ -744,7 +744,7 @@ EXERCISES = (
         hints=(
             "One command reads many keys, and answers in the order in which they were asked for.",
             "`zip(names, r.mget(names))`; a generator of names can be used only once, a list twice.",
-            "MGET without any key is an error: answer {} before you ask.",
+            "For no names redis-py sends an MGET all the same, in vain: answer {} before you ask.",
         ),
         reference=MANY.strip() + "\n",
         wrong=MANY_WRONG,

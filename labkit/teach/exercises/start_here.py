@@ -333,7 +333,7 @@ pattern = Exercise(
     hints=(
         "Write out everything that is fixed; leave to `*` only what is not.",
         "User 7 is not user 70: which character ends the user's part of the name?",
-        "A user may be called `ann*`. In a pattern, `\\\\*` stands for the star itself.",
+        "A user may be called `ann*`. In a pattern, `\\*` stands for the star itself.",
     ),
     reference='''
 import re

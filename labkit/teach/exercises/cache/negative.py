@@ -89,7 +89,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "nothing",
-        "`if cached`: the text of nothing is falsy, and nothing is loaded again and again",
+        "`if text`: the text of nothing is falsy, and nothing is loaded again and again",
         ("if text is not None:", "if text:"),
     ),
     wrong(
@@ -248,7 +248,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "shared",
-        "Redis has only a flag, the value is in a dict: another process has the flag and no value",
+        "the value in Redis is but a flag, the answer comes from a dict: each process loads its own",
         ("import json", "import json\n\nMINE = {}"),
         ("if text is not None:", "if text is not None and key in MINE:"),
         (_READ, "return MINE[key]"),

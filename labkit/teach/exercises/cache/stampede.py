@@ -179,7 +179,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "wait",
-        "who waits raises after some seconds: the value comes a moment later",
+        "who waits raises after about a second: the value comes a moment later",
         ("while True:", "for _ in range(30):"),
         ("    try:\n", "    else:\n        raise TimeoutError('somebody else is loading')\n    try:\n"),
     ),
@@ -368,7 +368,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "paused",
-        "redis-py's lock, and it raises if it was lost meanwhile: the value is lost, too",
+        "redis-py's lock raises if it was lost meanwhile: whoever loaded does not get the value",
         (
             REFERENCE[REFERENCE.index("    lock, token") :],
             "    text = r.get(key)\n    if text is not None:\n        return json.loads(text)\n"

@@ -260,7 +260,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "raises",
-        "a lock that ends before `ttl` does, and its holder goes on",
+        "a lock that ends before `ttl` does: who held it for longer gets a LockNotOwnedError on release",
         (_GET, _LOCK),
         (
             _SAVE + f"        {_DROP}",
@@ -333,7 +333,7 @@ WRONG = (
     wrong(
         REFERENCE,
         "crash",
-        "SET, then PEXPIRE: a crash in between leaves a row for ever",
+        "SET, then PEXPIRE: a crash in between leaves a lease for ever",
         ("token, px=self.ms)", "token)\n        self.r.pexpire(lease, self.ms)"),
     ),
     wrong(

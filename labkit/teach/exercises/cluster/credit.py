@@ -119,7 +119,7 @@ WRONG = (
     ),
     _wrong(
         "slot",
-        "the done key is in another slot: a script may not touch both",
+        "the operation stands before the account: braces in it are the first tag, and another slot",
         (_DONE, 'f"done:{operation}:{account}"'),
     ),
     _wrong(
@@ -240,7 +240,7 @@ WRONG = (
     ),
     _wrong(
         "ttl",
-        "the balance gets the TTL as well: after a day the money is gone",
+        "the balance gets the TTL as well: after two hours without a payment the money is gone",
         (_SET, _SET + "    redis.call('EXPIRE', KEYS[1], ARGV[2])\n"),
     ),
     _wrong(

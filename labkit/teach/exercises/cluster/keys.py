@@ -95,7 +95,7 @@ WRONG = (
     ),
     _wrong(
         "slot",
-        "an id as it is: an empty one, or one with }, is an empty tag",
+        "an id as it is: an empty one, or one that begins with }, makes an empty tag",
         _of('f"{self.shop}:{{{user}}}:{what}"'),
     ),
     _wrong(

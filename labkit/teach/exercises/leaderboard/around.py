@@ -161,7 +161,7 @@ WRONG = (
     ),
     _wrong(
         "ties",
-        "equal points share a rank: then two are third, and nobody fourth",
+        "counts only who has more points: the window is around the first of the equals, not the member",
         (
             "return {first, ",
             "local points = redis.call('ZSCORE', KEYS[1], ARGV[1])\n"

@@ -103,7 +103,7 @@ WRONG = (
     ),
     _wrong(
         "best",
-        "GT with the day's sum: two middling games beat the best one",
+        "ZUNIONSTORE MAX with the day's board: its sums count as games, and two middling ones beat the best",
         (_BEST, "pipe.zunionstore(best, [best, today], 'MAX')"),
     ),
     _wrong("ttl", "no TTL: the board of every day stays for ever", (_EXPIRE, "pass")),

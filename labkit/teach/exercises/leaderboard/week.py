@@ -112,7 +112,7 @@ WRONG = (
     _wrong("total", "the total has no TTL: if nobody asks again, it stays for ever", (_EXPIRE_TOTAL, "")),
     _wrong(
         "total",
-        "a total for each choice of days, each for a week: memory grows with each new question",
+        "the total stays for a week: what is stored on the way is to end within an hour",
         ("(total, 60)", "(total, 7 * 86_400)"),
     ),
     _wrong(

@@ -59,7 +59,9 @@ WRONG = (
         (_KEYS, '"~shop:*", "%R~catalog:*", "~stats:*",'),
         (_SELECTOR, ""),
     ),
-    _wrong("stats", "%W~ lets SET overwrite a counter", (_SELECTOR, '"(+@write ~stats:*)",')),
+    _wrong(
+        "stats", "+@write in the selector lets SET overwrite a counter", (_SELECTOR, '"(+@write ~stats:*)",')
+    ),
     _wrong("allowed", "INCR reads, too: %W~ is too little", (_SELECTOR, '"(+incr +incrby %W~stats:*)",')),
     _wrong("allowed", "no rule for the counters: the program cannot do its work", (_SELECTOR, "")),
     _wrong(

@@ -95,7 +95,7 @@ WRONG = (
     ),
     _wrong(
         "promise",
-        "measures another policy than the one it chooses: the number says nothing about this one",
+        "promises the misses of another policy: the number says nothing about this one",
         ("measure(policy, expires)", 'measure("noeviction", {"page"})'),
         ("seen.hit_ratio - 0.01", "1 - seen.hit_ratio"),
     ),

@@ -121,7 +121,7 @@ WRONG = (
     ),
     _publish(
         "crash",
-        "INCR and PUBLISH under a lock: in order; but after a crash nobody publishes any more",
+        "INCR and PUBLISH under a lock: in order; but after a crash nobody publishes for a minute",
         """while not self.r.set(f"{self.channel}:lock", "mine", nx=True, ex=60):
             time.sleep(0.01)
         number = self.r.incr(self.counter)
@@ -161,7 +161,7 @@ WRONG = (
     ),
     _wrong(
         "which",
-        "knows the number before the gap only, however long it is",
+        "knows the first number of the gap only, however long it is",
         ("range(self.last + 1, number)", "range(self.last + 1, min(number, self.last + 2))"),
     ),
     _wrong(

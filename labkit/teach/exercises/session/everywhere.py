@@ -244,7 +244,7 @@ WRONG = (
     ),
     _wrong(
         "race",
-        "the session, then the set, each by itself: a session that began is on no list",
+        "the set, then the session, each by itself: in between the set is deleted, and it is on no list",
         (_LOGIN, _LIST + _SESSION),
     ),
     _wrong("race", "get() writes the session anew, after it was ended", (_GET, _SET_ANEW)),

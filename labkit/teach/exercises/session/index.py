@@ -309,7 +309,11 @@ WRONG = (
         (_LIVE, "redis.call('ZRANGE', KEYS[1], '(' .. now, '+inf', 'BYSCORE') end"),
         ("if ARGV[1] == 'end' then", f"if ARGV[1] == 'end' and {_SCORE} > now then"),
     ),
-    _wrong("grows", "cleaned by active() alone: who never asks keeps it all", _purge("~= 'touch'")),
+    _wrong(
+        "grows",
+        "touch() does not clean: who only ever uses sessions keeps all the dead ones",
+        _purge("~= 'touch'"),
+    ),
     _wrong("dead", "cleaned by touch() alone: active() shows what has ended", _purge("== 'touch'")),
     _wrong("late", "end() is True for what had ended, since it was still on the list", _purge("~= 'end'")),
     _wrong(
@@ -350,7 +354,7 @@ WRONG = (
     ),
     _wrong(
         "listed",
-        "keeps ten sessions: the eleventh pushes a live one out",
+        "lists ten at most: an eleventh is live, and left out",
         (_LIVE, "redis.call('ZRANGE', KEYS[1], 0, 9) end"),
     ),
     _wrong(

@@ -348,7 +348,7 @@ WRONG = (
     ),
     _wrong(
         "others",
-        "FLUSHDB: one log-out ends everybody's session",
+        "DEL of all keys that begin with the name: one log-out ends everybody's session",
         (
             _DESTROY,
             _DELETES_ALL,

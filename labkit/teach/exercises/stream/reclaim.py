@@ -179,7 +179,7 @@ WRONG = (
     ),
     _wrong(
         "batch",
-        "no COUNT: a worker takes all that the dead left, and the others get nothing",
+        "COUNT 1000: a worker takes all that the dead left, and the others get nothing",
         ("count=rest", "count=1000"),
     ),
     _wrong(
