@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -89,6 +90,11 @@ def image(engine: None) -> str:
 # The compose file
 
 
+def health(id: str) -> str:
+    """What a container's health check says."""
+    return said("docker", "inspect", "--format", "{{.State.Health.Status}}", id)
+
+
 class Project:
     """docker-compose.yml as a project of its own, with a password of its own."""
 
@@ -109,8 +115,7 @@ class Project:
         """Start them and wait until their health checks say that they are well."""
         self("up", "-d", *services, seconds=seconds)
         wanted = [self.id(service) for service in services] if services else self("ps", "-q").split()
-        health = ("docker", "inspect", "--format", "{{.State.Health.Status}}")
-        until(lambda: {"healthy"} == {said(*health, one) for one in wanted}, seconds=90)
+        until(lambda: {"healthy"} == {health(one) for one in wanted}, seconds=90)
 
     def down(self, *words: str) -> None:
         self("down", "--timeout", "5", *words)
@@ -247,6 +252,11 @@ def test_the_cluster_is_formed_once_and_keeps_its_data(project: Callable[..., Pr
     with cluster_client(f"redis+cluster://:{PASSWORD}@127.0.0.1:6392") as rc:
         assert [rc.get(key) for key in keys] == keys
     until(synchronous)
+    one("kill", "cluster-d")  # the file says that the health check tells it
+    cluster = one.id("cluster")
+    until(lambda: health(cluster) == "unhealthy", seconds=90)
+    one.up(*wanted)
+    until(synchronous)
 
 
 @pytest.mark.docker
@@ -345,6 +355,21 @@ def test_the_lab_runs_the_workbook_and_keeps_what_is_written(
 
 
 # The shell that the servers' container runs, and what there is without an engine
+
+
+def test_a_container_that_stands_still_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is paused: nobody waits for ever for what it does not do."""
+    monkeypatch.setattr(container, "PATIENCE", 0.1)
+    process = container.Contained(mock.Mock(), "1")
+    with pytest.raises(container.NoMachine, match=r"does not answer.*is it paused\?"):
+        process.signal("KILL")
+
+
+def test_a_user_who_may_not_use_docker_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    monkeypatch.setattr("testcontainers.core.docker_client.DockerClient", refused)
+    with pytest.raises(container.NoMachine, match="join the group `docker`"):
+        container._engine()
 
 
 @pytest.fixture
@@ -493,8 +518,9 @@ def test_without_an_engine_the_error_says_what_to_do(monkeypatch: pytest.MonkeyP
     ):
         Server()
     monkeypatch.setattr(connection, "_embedded", None)  # one that runs would be taken again
-    with pytest.raises(connection.RedisUnavailable, match="No Docker engine answers"):
+    with pytest.raises(connection.RedisUnavailable, match="No Docker engine answers") as caught:
         connection.find("embedded")
+    assert [place for place, _ in caught.value.tried] == ["embedded"], "nothing else was tried"
     assert not container.answers()
 
 
@@ -725,6 +751,15 @@ def test_a_port_that_is_taken_is_exchanged(in_docker: str, monkeypatch: pytest.M
 
 
 @pytest.mark.docker
+def test_one_whose_container_was_killed_starts_again_in_another(in_docker: str) -> None:
+    with Server() as server:
+        said("docker", "kill", container.get().id)
+        until(lambda: not server.running)
+        server.start()
+        assert server.client().ping()
+
+
+@pytest.mark.docker
 def test_a_cluster_fails_over_and_becomes_whole_again(in_docker: str) -> None:
     with Cluster() as cluster:
         rc = cluster.client()
@@ -830,9 +865,13 @@ def test_the_container_goes_with_its_process(image: str, end: str, how: str) -> 
 def test_a_chapter_runs_with_its_servers_in_docker(image: str) -> None:
     chapter = str(ROOT / "notebooks" / "06_pubsub.ipynb")
     command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "-k", "Cell", chapter]
-    env = {**os.environ, "REDIS_URL": "embedded", "LABKIT_SERVER": "docker", "REDIS_IMAGE": image}
-    begin = f"{time.time():.0f}"
-    said(*command, seconds=300, cwd=ROOT, env=env)
-    span = ["--since", begin, "--until", f"{time.time():.0f}", "--filter", "event=create"]
-    since = said("docker", "events", *span, "--format", "{{.Actor.Attributes.labkit}}")
-    assert "machine" in since.split(), "no container was made"
+    own, begin = f"labkit-test:{secrets.token_hex(4)}", f"{time.time():.0f}"  # others may run containers, too
+    said("docker", "tag", image, own)
+    try:
+        env = {**os.environ, "REDIS_URL": "embedded", "LABKIT_SERVER": "docker", "REDIS_IMAGE": own}
+        said(*command, seconds=300, cwd=ROOT, env=env)
+        span = ["--since", begin, "--until", f"{time.time():.0f}", "--filter", "event=create"]
+        events = [*span, "--filter", f"image={own}", "--format", "{{.Actor.Attributes.labkit}}"]
+        assert "machine" in said("docker", "events", *events).split(), "no container was made"
+    finally:
+        said("docker", "rmi", own)

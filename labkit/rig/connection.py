@@ -79,7 +79,7 @@ def connect(url: str | None = None, *, quiet: bool = False, **options: Any) -> A
 def find(url: str | None = None, **options: Any) -> tuple[Any, str]:
     """What `connect()` does, without a word: the client, and which of the three places it is of."""
     named = url or os.environ.get("REDIS_URL")
-    return _named(named, options) if named else _container(options) or _own(options)
+    return _named(named, options) if named else _container(options) or _own(options, _ELSEWHERE)
 
 
 def reset(r: redis.Redis | RedisCluster | None = None, prefix: str | None = None) -> int:
@@ -169,7 +169,7 @@ def _node(r: Any) -> Any:
 def _named(url: str, options: dict[str, Any]) -> tuple[Any, str]:
     """The server that the reader chose, and nothing else. Passwords never appear in a message."""
     if url == EMBEDDED:
-        return _own(options)
+        return _own(options, [])
     place = "REDIS_URL" if url == os.environ.get("REDIS_URL") else "url"
     make = cluster_client if is_cluster(url) else client
     try:
@@ -224,19 +224,20 @@ def _container(options: dict[str, Any]) -> tuple[Any, str] | None:
     return client(url, **options), "the container of docker-compose.yml"
 
 
-def _own(options: dict[str, Any]) -> tuple[Any, str]:
+_ELSEWHERE = [
+    ("REDIS_URL", "is not set."),
+    ("container", "`docker compose up -d` has not been run, or nothing answers on its port."),
+]
+
+
+def _own(options: dict[str, Any], tried: list[tuple[str, str]]) -> tuple[Any, str]:
+    """An embedded server; `tried` is told, too, where there is none to be had."""
     global _embedded
     try:
         if _embedded is None or not _embedded.running:
             _embedded = Server().start()
     except ServerFailed as error:
-        raise RedisUnavailable(
-            [
-                ("REDIS_URL", "is not set."),
-                ("container", "`docker compose up -d` has not been run, or nothing answers on its port."),
-                ("embedded", str(error)),
-            ]
-        ) from None
+        raise RedisUnavailable([*tried, ("embedded", str(error))]) from None
     return _embedded.client(
         **options
     ), "embedded: a server of its own, private to this kernel and gone with it"

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ while read -r order id rest; do
   esac
 done 2>/dev/null
 """
+
+
+PATIENCE = 30.0
+"""For how long (s) a container may be silent."""
 
 
 class NoMachine(LabkitError):
@@ -109,13 +114,18 @@ class Contained:
         return self._status
 
     def signal(self, name: watchdog.Signal) -> None:
-        """Send it, and return when it is sent; after STOP, when it stands still. No effect after its end."""
+        """Send it, and return when it is sent; after STOP, when it stands still. No effect after its end.
+
+        Raises NoMachine where nothing comes of it for 30 s, as in a container that is paused.
+        """
         if self._status is not None:
             return
         self._told.clear()
         self._machine.send(f"signal {self._id} {name} {self.pid}")
+        deadline = time.monotonic() + PATIENCE
         while self._status is None and not self._told.wait(0.05):
-            pass
+            if time.monotonic() > deadline:
+                raise NoMachine("The container does not answer.", "look at `docker ps`: is it paused?")
 
     def hear(self, what: str, number: str) -> None:
         """What the shell tells of it."""
@@ -316,8 +326,13 @@ def _engine() -> Any:
         engine = DockerClient()
         engine.client.ping()
     except Exception as error:  # docker-py's own, and those of what it stands on
-        what = f"No Docker engine answers ({' '.join(str(error).split())[:160]})."
-        raise NoMachine(what, "start Docker Desktop, or dockerd; or unset LABKIT_SERVER.") from None
+        what, do = (
+            f"No Docker engine answers ({' '.join(str(error).split())[:160]}).",
+            "start Docker Desktop, or dockerd",
+        )
+        if "Permission denied" in str(error):
+            do = "let your user use Docker (on Linux: join the group `docker`, and log in again)"
+        raise NoMachine(what, f"{do}; or unset LABKIT_SERVER.") from None
     return engine
 
 
@@ -348,7 +363,8 @@ def _fetch(client: Any, image: str) -> None:
 
 
 def _refused(image: str, error: Any) -> NoMachine:
-    return NoMachine(f"No container of {image} can be started ({_why(error)}).", "correct what Docker says.")
+    remedy = "correct what Docker says; REDIS_IMAGE names the image, which needs `sh` and `redis-server`."
+    return NoMachine(f"No container of {image} can be started ({_why(error)}).", remedy)
 
 
 def _why(error: Any) -> str:

@@ -337,7 +337,10 @@ class Server:
         self._refuse_foreign()
         if self._process is None or not self.running:
             raise ServerFailed("This server is not running.", "start() or restart() it first.")
-        self._process.signal(name)
+        try:
+            self._process.signal(name)
+        except container.NoMachine as error:
+            raise ServerFailed(error.what, error.remedy) from None
 
     @property
     def _name(self) -> str:
@@ -368,6 +371,8 @@ class Server:
         if self._folder is None:
             self._owner = os.getpid()
             self._folder = Path(tempfile.mkdtemp(dir=house.folder))
+        if isinstance(house, container.Machine) and house.ports and self.port not in house.ports:
+            self.port = 0  # of a container that is gone; this one publishes others
         if self.port == 0:
             self.port = _free_port(self.binary)
         settings = {
