@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +115,42 @@ def test_time_limit(body: str) -> None:
     assert check.grade(_exercise(), _answer("return 1")).state == "correct", "the next grade works"
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     os.kill(os.getpid(), signal.SIGALRM)  # one that comes too late ends no process
+
+
+def test_where_nothing_can_be_raised_the_limit_is_lost_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a weakref's callback, say. What else is lost there is told of, and no limit comes between."""
+    begun: list[type[BaseException] | None] = []
+    told: list[type[BaseException] | None] = []
+
+    def tell(lost: Any) -> None:
+        begun.append(lost.exc_type)
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            pass
+        told.append(lost.exc_type)
+
+    monkeypatch.setattr(sys, "unraisablehook", tell)
+    body = """
+    import weakref
+    class A: pass
+    count = 0
+    def gone(_):
+        nonlocal count
+        for _ in range(300): count += 1
+        if count % 30_000 == 0:
+            raise KeyError
+    while True:
+        try:
+            a = A()
+            ref = weakref.ref(a, gone)
+            del a
+        except: pass
+"""
+    verdict = check.grade(_exercise(seconds=0.5), _answer(body))
+    assert verdict.property == "hangs" and set(begun) == {KeyError} and told == begun
+    assert sys.unraisablehook is tell
 
 
 @pytest.mark.parametrize("body", ["while True: pass", "r.blpop(key, 0)"], ids=["loop", "socket"])

@@ -58,6 +58,7 @@ class _Alarm:
     def run(self, work: Callable[[], None]) -> None:
         self.guard: FrameType | None = sys._getframe()
         before = signal.signal(signal.SIGALRM, self._ring)
+        self.hook, sys.unraisablehook = sys.unraisablehook, self._lost
         try:
             signal.setitimer(signal.ITIMER_REAL, self.seconds, KNOCK)
             work()
@@ -65,6 +66,7 @@ class _Alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
             # A last signal may still be on its way to another thread; by default it would end the process.
             signal.signal(signal.SIGALRM, before if callable(before) else _unheard)
+            sys.unraisablehook = self.hook
             self.guard = None
         if self.first:
             raise TimeUp(self.first)
@@ -81,16 +83,24 @@ class _Alarm:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(20e-6, 200e-6), KNOCK)
         raise TimeUp(self.first)
 
+    def _lost(self, lost: sys.UnraisableHookArgs) -> None:
+        """Where nothing can be raised, as in a weakref's callback, TimeUp is lost: nobody need be told."""
+        if not issubclass(lost.exc_type, TimeUp):
+            self.hook(lost)
+
 
 def _unheard(*_: object) -> None:
     """What an alarm that comes too late does: nothing."""
 
 
 def _untouchable(frame: FrameType) -> bool:
-    """An exception would be lost in a finalizer; and hiredis 3 ends the process if writing a number fails."""
+    """Where it would be lost: in a finalizer, and while a lost one is told of. And hiredis 3 ends the process
+    if writing a number fails.
+    """
     if frame.f_code.co_name == "pack" and frame.f_globals.get("__name__") == "redis.connection":
         return True
-    return any(inner.f_code.co_name == "__del__" for inner, _ in traceback.walk_stack(frame))
+    codes = (inner.f_code for inner, _ in traceback.walk_stack(frame))
+    return any(code.co_name == "__del__" or code is _Alarm._lost.__code__ for code in codes)
 
 
 def is_library(file: str) -> bool:
