@@ -162,6 +162,30 @@ def test_a_taken_port_is_exchanged_for_another(monkeypatch: pytest.MonkeyPatch) 
             assert second.client().ping()
 
 
+def test_also_where_it_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still runs when it is asked for the first time, and has ended right after."""
+    looked = iter([True])
+
+    def running(server: Server) -> bool:
+        assert server._process is not None
+        if next(looked, False):
+            server._process.wait(20)
+            return True
+        return server._process.poll() is None
+
+    with Server() as first:
+        ports = iter([first.port])
+        free = server_module._free_port
+        monkeypatch.setattr(server_module, "_free_port", lambda binary: next(ports, None) or free(binary))
+        second = Server()
+        with monkeypatch.context() as patched:
+            patched.setattr(Server, "running", property(running))
+            second._launch()
+            second._await_ready()
+        with second:
+            assert second.port != first.port and second.client().ping()
+
+
 def test_the_newest_binary_is_taken_and_the_environment_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LABKIT_REDIS_SERVER", raising=False)
     found = binaries()

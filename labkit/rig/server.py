@@ -404,12 +404,13 @@ class Server:
     def _await_ready(self, timeout: float = 30) -> None:
         deadline = time.monotonic() + timeout
         while not _answers(self.port, self.password):
-            if not self.running and "already in use" in self._log():
+            ended = not self.running  # asked once: it may end at any moment
+            if ended and "already in use" in self._log():
                 self.port = 0
                 self._launch()
-            elif not self.running or time.monotonic() > deadline:
+            elif ended or time.monotonic() > deadline:
                 late = f"did not come up within {timeout:g} s.", "allow it more: start(timeout=…)."
-                what, remedy = late if self.running else ("ended at once.", "correct what its log names.")
+                what, remedy = late if not ended else ("ended at once.", "correct what its log names.")
                 raise ServerFailed(f"{self._name} {what}", remedy, self._log())
             time.sleep(0.002)
 
