@@ -26,7 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LabkitError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        what = f"{error.filename or 'A file'} cannot be used: {error.strerror or error}."
+        if error.filename is None:  # no file: a broken pipe, say
+            raise
+        what = f"{error.filename} cannot be used: {error.strerror or error}."
         print(f"{what} Remedy: name a folder that you may write to, or work in one.", file=sys.stderr)
     return 1
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 import pytest
@@ -170,6 +171,12 @@ def test_misuse_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["instructor", str(START), "--no-run", "--to", str(path)]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"{path} cannot be used: File exists. Remedy: name a folder"), said
+
+
+def test_what_is_no_matter_of_a_file_is_not_told_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.__main__._doctor", mock.Mock(side_effect=BrokenPipeError(32, "Broken pipe")))
+    with pytest.raises(BrokenPipeError):
+        main(["doctor"])
 
 
 @pytest.mark.parametrize(

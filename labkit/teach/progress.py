@@ -201,7 +201,7 @@ def _chapter(stem: str) -> str:
 
 def _state(kept: dict[str, Any], stem: str, exercise: str) -> State:
     state: Any = kept.get(stem, {}).get(exercise, {}).get("state")
-    return state if state in list(MARKS) else "not attempted"
+    return state if state in list(MARKS) else "not attempted"  # a list: it may be no text, and not hashable
 
 
 def _when(kept: dict[str, Any], stem: str, exercise: str) -> str:
