@@ -326,10 +326,8 @@ def _engine() -> Any:
         engine = DockerClient()
         engine.client.ping()
     except Exception as error:  # docker-py's own, and those of what it stands on
-        what, do = (
-            f"No Docker engine answers ({' '.join(str(error).split())[:160]}).",
-            "start Docker Desktop, or dockerd",
-        )
+        what = f"No Docker engine answers ({' '.join(str(error).split())[:160]})."
+        do = "start Docker Desktop, or dockerd"
         if "Permission denied" in str(error):
             do = "let your user use Docker (on Linux: join the group `docker`, and log in again)"
         raise NoMachine(what, f"{do}; or unset LABKIT_SERVER.") from None

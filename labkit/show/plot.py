@@ -246,7 +246,10 @@ def time_axis(axis: Any) -> None:
 
 
 def number_axis(axis: Any) -> None:
-    """Label the ticks of an axis with plain numbers, also on a log scale: 0.5, 10, 10,000; else as above."""
+    """Label the ticks of an axis with plain numbers, also on a log scale: 0.5, 10, 10,000.
+
+    When to call it: see `time_axis`.
+    """
     _label(axis, lambda value: f"{value:,.10g}")
 
 

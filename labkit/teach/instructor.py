@@ -275,7 +275,8 @@ def _with_notes(chapter: Any, added: dict[str, str]) -> Any:
     noted = copy.deepcopy(chapter)
     noted.cells, asked = [], None
     for cell in [*chapter.cells, None]:
-        if asked is not None and (cell is None or cell.source.startswith("## ")):
+        ends = cell is None or (cell.cell_type == "markdown" and cell.source.startswith("## "))
+        if asked is not None and ends:
             noted.cells.append(_note(asked, "questions", notes.questions(asked)))
             asked = None
         if cell is None:
