@@ -207,6 +207,15 @@ def test_a_timetable_without_minutes_says_nothing_of_them() -> None:
     assert "share out" in notes.timetable((replace(row, minutes=20),))
 
 
+@pytest.mark.parametrize(
+    ("exercises", "executed", "state"),
+    [(4, True, ">solutions ran green<"), (0, True, ">ran green<"), (4, False, ">not run<")],
+)
+def test_the_index_says_what_ran(exercises: int, executed: bool, state: str) -> None:
+    edition = instructor.Edition("90_demos", "90 · Demos", exercises, 0, 0, executed, None, None)
+    assert state in instructor._row(edition)
+
+
 def test_questions_are_paired_where_they_can_be() -> None:
     cell = new_markdown_cell("## Act", metadata={"labkit": {"ask": ["A?", "B?"], "expect": ["a", "b"]}})  # type: ignore[no-untyped-call]
     assert notes.questions(cell).split("\n\n")[1:] == [

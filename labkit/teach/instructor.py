@@ -312,7 +312,8 @@ def index(folder: Path) -> str:
 def _row(edition: Edition) -> str:
     name = html.escape(edition.name, quote=True)
     links = f"<a href='{name}.html'>read</a> · <a href='{name}.slides.html'>slides</a>"
-    state = edition.problem or ("solutions ran green" if edition.executed else "not run")
+    ran = "solutions ran green" if edition.exercises else "ran green"
+    state = edition.problem or (ran if edition.executed else "not run")
     minutes = "–" if edition.minutes is None else edition.minutes
     seconds = "–" if edition.seconds is None else f"{edition.seconds:.1f}"
     numbers = (minutes, seconds, edition.questions, edition.exercises, edition.wrong)
