@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import chapters_again
+import nbval.kernel  # type: ignore[import-untyped]
 import psycopg
 import pytest
 import redis
 from hypothesis import settings
+from jupyter_client.manager import KernelManager
 from servers import on_cluster
 from servers import the_cluster as the_cluster
+from traitlets.config import Config
 
 from labkit.rig import watchdog
 from labkit.rig.server import Server
+from labkit.teach.refresh import own_sockets
 
 _HOME = tempfile.mkdtemp(prefix="labkit-tests-")
 
@@ -36,6 +40,21 @@ for _name in ("JPY_SESSION_NAME", "VSCODE_PID", "MPLBACKEND"):
 if not os.environ.get("LABKIT_THOROUGH"):  # else as many as hypothesis takes by itself
     settings.register_profile("suite", max_examples=50)
     settings.load_profile("suite")
+
+
+def _manager(**options: Any) -> KernelManager:
+    """For nbval: no port of its kernels is taken by one of the many servers and clients of other tests."""
+    return KernelManager(config=own_sockets(tempfile.mkdtemp(dir=_HOME)), **options)
+
+
+nbval.kernel.KernelManager = _manager
+
+
+@pytest.fixture
+def sockets() -> Config:
+    """For kernels that a test starts itself."""
+    return own_sockets(tempfile.mkdtemp(dir=_HOME))
+
 
 LONGEST = [
     "test_browser.py",

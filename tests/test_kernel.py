@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from jupyter_client.manager import KernelManager
 from test_server import alive, eventually
+
+from labkit.teach.refresh import own_sockets
 
 PRELUDE = """
 import threading, time
@@ -27,8 +30,8 @@ own = connection._embedded.pid
 class Kernel:
     """A kernel and its client; `run` gives what a cell printed, and the traceback of its exception."""
 
-    def __init__(self) -> None:
-        self.manager = KernelManager(kernel_name="python3")
+    def __init__(self, folder: str) -> None:
+        self.manager = KernelManager(kernel_name="python3", config=own_sockets(folder))
         self.manager.start_kernel(env=os.environ | {"REDIS_URL": "embedded"})
         self.client: Any = self.manager.client()
         self.client.start_channels()
@@ -64,12 +67,13 @@ class Kernel:
 
 @contextmanager
 def kernel() -> Iterator[Kernel]:
-    started = Kernel()
-    try:
-        yield started
-    finally:
-        started.client.stop_channels()
-        started.manager.shutdown_kernel(now=True)
+    with tempfile.TemporaryDirectory(prefix="labkit-") as folder:
+        started = Kernel(folder)
+        try:
+            yield started
+        finally:
+            started.client.stop_channels()
+            started.manager.shutdown_kernel(now=True)
 
 
 LONG_CELLS = {

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from labkit.__main__ import main
 from labkit.teach import progress
-from labkit.teach.refresh import RefreshFailed, refresh
+from labkit.teach.refresh import RefreshFailed, execute, own_sockets, read, refresh
 
 
 def _notebook(path: Path, *sources: str, tags: dict[int, str] | None = None) -> Path:
@@ -93,6 +93,30 @@ def test_time_limit_names_the_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path = _notebook(tmp_path / "99_test.ipynb", "while True: pass")
     with pytest.raises(RefreshFailed, match="had not ended after 1 s"):
         refresh(path)
+
+
+def test_a_kernel_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path))
+    path = _notebook(tmp_path / "99_test.ipynb", "1")
+    with pytest.raises(
+        RefreshFailed, match=r"^99_test.ipynb: the kernel did not start \(Kernel died .*\)\.$"
+    ):
+        refresh(path)
+
+
+CONNECTION = """
+import json, ipykernel
+with open(ipykernel.get_connection_file()) as file:
+    print(json.load(file)["transport"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no Unix sockets between a kernel and its client")
+def test_a_kernel_takes_no_port_that_others_may_have(tmp_path: Path) -> None:
+    chapter = read(_notebook(tmp_path / "99_test.ipynb", CONNECTION))
+    execute(chapter, tmp_path)
+    assert chapter.cells[-1].outputs[0].text == "ipc\n"
+    assert own_sockets(str(tmp_path / ("x" * 100))) == {}
 
 
 def test_bad_files_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

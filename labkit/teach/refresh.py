@@ -5,7 +5,9 @@ uv run python -m labkit refresh notebooks/05*.ipynb
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 from labkit import LabkitError
 from labkit.rig.connection import EMBEDDED
@@ -81,7 +84,7 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
     """Execute all cells of `chapter` in place, in a fresh kernel whose working directory is `folder`.
 
     With `record_timing`, each code cell's metadata hold its times, under `execution`.
-    Raises RefreshFailed, naming the first cell that fails.
+    Raises RefreshFailed, naming the first cell that fails, or where the kernel does not start.
     """
     at = 0
 
@@ -102,6 +105,7 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
             store_widget_state=False,
             on_cell_execute=begin,
             resources={"metadata": {"path": str(folder)}},
+            config=own_sockets(home),
         )
         try:
             with (Path(home) / "kernel.log").open("w") as log:
@@ -116,6 +120,23 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
             ) from None
         except DeadKernelError:
             raise RefreshFailed(f"{name}: the kernel died in {_place(chapter, at)}.") from None
+        except RuntimeError as error:
+            atexit.unregister(runner._cleanup_kernel)  # nbclient 0.11 has cleaned up, and would fail at exit
+            raise RefreshFailed(f"{name}: the kernel did not start ({error}).") from None
+
+
+def own_sockets(folder: str) -> Config:
+    """Settings of a kernel that is spoken to by Unix sockets in that folder, which is its alone.
+
+    For TCP, ports are looked for that are free, and given up again for the kernel to take: meanwhile they may
+    become somebody else's, a server's or any client's. A kernel whose port for IOPub or for heartbeats is
+    taken hangs (ipykernel 7.4). Where there are no Unix sockets, as on Windows, or the path is too long for
+    one (some 100 bytes): TCP.
+    """
+    file = str(Path(folder, "kernel.json"))
+    if not hasattr(socket, "AF_UNIX") or os.name == "nt" or len(os.fsencode(f"{file}-ipc-5")) > 100:
+        return Config()
+    return Config(KernelManager={"transport": "ipc", "connection_file": file})
 
 
 def tidy(chapter: Any) -> Any:
