@@ -24,7 +24,6 @@ from hypothesis import settings
 from jupyter_client.manager import KernelManager
 from servers import on_cluster
 from servers import the_cluster as the_cluster
-from traitlets.config import Config
 
 from labkit.rig import watchdog
 from labkit.rig.server import Server
@@ -42,18 +41,12 @@ if not os.environ.get("LABKIT_THOROUGH"):  # else as many as hypothesis takes by
     settings.load_profile("suite")
 
 
-def _manager(**options: Any) -> KernelManager:
+def _manager(**options: Any) -> Any:
     """For nbval: no port of its kernels is taken by one of the many servers and clients of other tests."""
-    return KernelManager(config=own_sockets(tempfile.mkdtemp(dir=_HOME)), **options)
+    return own_sockets(KernelManager(**options), tempfile.mkdtemp(dir=_HOME))
 
 
 nbval.kernel.KernelManager = _manager
-
-
-@pytest.fixture
-def sockets() -> Config:
-    """For kernels that a test starts itself."""
-    return own_sockets(tempfile.mkdtemp(dir=_HOME))
 
 
 LONGEST = [

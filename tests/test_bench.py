@@ -151,12 +151,12 @@ print("after")
 """
 
 
-def test_a_bar_that_is_watched_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, sockets: Any) -> None:
+def test_a_bar_that_is_watched_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_SESSION_NAME", "chapter.ipynb")
     shown: list[str] = []
     cell = nbformat.v4.new_code_cell(BAR)  # type: ignore[no-untyped-call]
     notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
-    client = NotebookClient(notebook, kernel_name="python3", config=sockets)
+    client = NotebookClient(notebook, kernel_name="python3")
     process = client.process_message
 
     def watch(message: Any, *rest: Any) -> Any:

@@ -31,7 +31,7 @@ class Kernel:
     """A kernel and its client; `run` gives what a cell printed, and the traceback of its exception."""
 
     def __init__(self, folder: str) -> None:
-        self.manager = KernelManager(kernel_name="python3", config=own_sockets(folder))
+        self.manager = own_sockets(KernelManager(kernel_name="python3"), folder)
         self.manager.start_kernel(env=os.environ | {"REDIS_URL": "embedded"})
         self.client: Any = self.manager.client()
         self.client.start_channels()

@@ -252,10 +252,10 @@ plot.latency(Run("GET", (1000, 2000, 3000)), title="t")
 """
 
 
-def test_in_a_notebook_a_plot_is_a_sharp_picture_and_nothing_else(sockets: Any) -> None:
+def test_in_a_notebook_a_plot_is_a_sharp_picture_and_nothing_else() -> None:
     cell = nbformat.v4.new_code_cell(NOTEBOOK)  # type: ignore[no-untyped-call]
     notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
-    NotebookClient(notebook, kernel_name="python3", config=sockets).execute()
+    NotebookClient(notebook, kernel_name="python3").execute()
     (output,) = cell.outputs
     assert output.data["text/plain"] == "<Figure size 900x378 with 1 Axes>"
     assert output.metadata["image/png"] == {"width": 900, "height": 378}

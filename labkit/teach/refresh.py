@@ -17,7 +17,6 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-from traitlets.config import Config
 
 from labkit import LabkitError
 from labkit.rig.connection import EMBEDDED
@@ -105,8 +104,8 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
             store_widget_state=False,
             on_cell_execute=begin,
             resources={"metadata": {"path": str(folder)}},
-            config=own_sockets(home),
         )
+        runner.km = own_sockets(runner.create_kernel_manager(), home)
         try:
             with (Path(home) / "kernel.log").open("w") as log:
                 runner.execute(env=_environment(home), stderr=log)
@@ -125,8 +124,8 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
             raise RefreshFailed(f"{name}: the kernel did not start ({error}).") from None
 
 
-def own_sockets(folder: str) -> Config:
-    """Settings of a kernel that is spoken to by Unix sockets in that folder, which is its alone.
+def own_sockets(manager: Any, folder: str) -> Any:
+    """The manager of a kernel that is not started yet: it will speak by Unix sockets in a folder of its own.
 
     For TCP, ports are looked for that are free, and given up again for the kernel to take: meanwhile they may
     become somebody else's, a server's or any client's. A kernel whose port for IOPub or for heartbeats is
@@ -135,8 +134,9 @@ def own_sockets(folder: str) -> Config:
     """
     file = str(Path(folder, "kernel.json"))
     if not hasattr(socket, "AF_UNIX") or os.name == "nt" or len(os.fsencode(f"{file}-ipc-5")) > 100:
-        return Config()
-    return Config(KernelManager={"transport": "ipc", "connection_file": file})
+        return manager
+    manager.transport, manager.connection_file = "ipc", file
+    return manager
 
 
 def tidy(chapter: Any) -> Any:
