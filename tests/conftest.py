@@ -48,7 +48,6 @@ def _manager(**options: Any) -> Any:
 
 nbval.kernel.KernelManager = _manager
 
-
 LONGEST = [
     "test_browser.py",
     "test_exercises.py",

@@ -599,7 +599,7 @@ def test_replication(pair: tuple[Well, Well]) -> None:
     def offset(well: Well) -> int:
         return int(well.r.info("replication")["master_repl_offset"])
 
-    until(lambda: offset(replica) == offset(primary))  # what it had not read yet is a sign of life
+    until(lambda: offset(replica) == offset(primary))  # what it had not read yet would be a sign of life
     primary.server.freeze()
     until(lambda: replica.r.info("replication")["master_last_io_seconds_ago"] >= 1)
     silent = audit(replica.r, limits=Limits(silent_seconds=1))

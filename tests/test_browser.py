@@ -631,6 +631,7 @@ def test_a_scan_passes_a_cache_by_the_keyboard(page: Any) -> None:
     assert box.locator(".labkit-go").inner_text() == "pause"
     page.wait_for_function("() => document.querySelector('.labkit-go').innerText === 'run'")
     box.screenshot(path=SCREENSHOTS / "eviction-lru.png")
+    page.evaluate(ASK_KERNEL, "eviction.STEPS = 120")  # a minute, if nobody pauses it
     box.get_by_role("button", name="allkeys-lfu").focus()
     page.keyboard.press("Enter")
     lfu = "status => status.innerText.startsWith('allkeys-lfu')"
@@ -639,6 +640,7 @@ def test_a_scan_passes_a_cache_by_the_keyboard(page: Any) -> None:
     page.keyboard.press("Enter")  # a picture that was under way may still come before it acts
     page.wait_for_function("() => document.querySelector('.labkit-go').innerText === 'run'")
     assert page.evaluate(ASK_KERNEL, THREADS).strip() == "[]"
+    assert 0 < int(page.evaluate(ASK_KERNEL, "print(len(caches.trial.now.history))")) < 120
     box.screenshot(path=SCREENSHOTS / "eviction-after.png")
     page.screenshot(path=SCREENSHOTS / "eviction-page.png")
     page.evaluate(ASK_KERNEL, "caches.close()")

@@ -120,6 +120,8 @@ def execute(chapter: Any, folder: Path, name: str = "notebook", record_timing: b
         except DeadKernelError:
             raise RefreshFailed(f"{name}: the kernel died in {_place(chapter, at)}.") from None
         except RuntimeError as error:
+            if at:  # a cell has begun: that is another matter
+                raise
             atexit.unregister(runner._cleanup_kernel)  # nbclient 0.11 has cleaned up, and would fail at exit
             raise RefreshFailed(f"{name}: the kernel did not start ({error}).") from None
 

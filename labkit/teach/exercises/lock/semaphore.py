@@ -409,7 +409,9 @@ def _check_stale(kind: Any, lab: Lab) -> None:
 
 def _check_time(kind: Any, lab: Lab) -> None:
     """Places end in time, and not before; once more, with more time, where the machine stood still."""
-    any(_crash_of_one(kind, lab, ttl) for ttl in (0.4, 0.8, 1.6))
+    for ttl in (0.4, 0.8, 1.6):
+        if _crash_of_one(kind, lab, ttl):
+            return
 
 
 def _crash_of_one(kind: Any, lab: Lab, ttl: float) -> bool:
@@ -456,7 +458,9 @@ def _crash_of_one(kind: Any, lab: Lab, ttl: float) -> bool:
 
 def _check_late(kind: Any, lab: Lab) -> None:
     """Ada's time is up and bob's is not; once more, with more time, where the machine stood still."""
-    any(_late_release(kind, lab, ttl) for ttl in (0.2, 0.4, 0.8, 1.6))
+    for ttl in (0.2, 0.4, 0.8, 1.6):
+        if _late_release(kind, lab, ttl):
+            return
 
 
 def _late_release(kind: Any, lab: Lab, ttl: float) -> bool:
