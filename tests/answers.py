@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from labkit.teach import check
 from labkit.teach.exercises import Exercise, Verdict, load
 
@@ -29,3 +31,13 @@ def wrong(stem: str, name: str, why: str) -> Verdict:
 def told_by(verdict: Verdict) -> list[str]:
     """The lines of its counterexample, however they are set."""
     return [" ".join(line.split()) for line in verdict.counterexample.splitlines()]
+
+
+class SlowTime:
+    """The clock of a machine that stands still for a quarter of a second whenever somebody sleeps."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    @staticmethod
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds + 0.25)

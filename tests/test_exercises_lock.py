@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+from answers import SlowTime
 
 from labkit.rig import stage
 from labkit.teach import check, lab
@@ -564,18 +565,8 @@ def test_a_grade_in_another_thread_ends_too() -> None:
     assert [verdict.property for verdict in verdicts] == ["hangs"]
 
 
-class _Slow:
-    """The clock of a machine that stands still for a quarter of a second whenever somebody sleeps."""
-
-    monotonic = staticmethod(time.monotonic)
-
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        time.sleep(seconds + 0.25)
-
-
 def test_a_slow_machine_finds_the_late_release_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkit.teach.exercises.lock.semaphore.time", _Slow)
+    monkeypatch.setattr("labkit.teach.exercises.lock.semaphore.time", SlowTime)
     semaphore = next(one for one in load("lock") if one.name == "semaphore")
     (late,) = (one for one in semaphore.wrong if one.violates == "late")
     verdict = check.grade(semaphore, semaphore.build(late.source))

@@ -7,7 +7,7 @@ import time
 from functools import partial
 
 import pytest
-from answers import changed
+from answers import SlowTime, changed, wrong
 
 from labkit.rig.connection import supports
 from labkit.teach import check
@@ -651,3 +651,10 @@ def test_what_redis_does_not_show_of_a_token() -> None:
 def test_chance_is_measured_place_by_place() -> None:
     assert chance(["abc"] * 30) == 0
     assert 20 < chance([f"{n * 7919 % 65536:04x}" * 2 for n in range(30)]) < 60
+
+
+def test_a_slow_machine_finds_the_renewal_of_all_sessions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.teach.exercises.session.sliding.time", SlowTime)
+    verdict = wrong("session", "sliding", "one hash for all sessions")
+    assert (verdict.state, verdict.property) == ("incorrect", "others"), str(verdict)
+    assert changed("session", "sliding").state == "correct"

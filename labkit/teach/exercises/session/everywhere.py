@@ -9,7 +9,7 @@ from typing import Any
 
 from labkit.rig.race import crash
 from labkit.teach.exercises import Exercise, Wrong
-from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, clocks, explored, wrong
+from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, clocks, explored, in_time, wrong
 from labkit.teach.exercises.session.grading import (
     USERS,
     Inside,
@@ -17,7 +17,6 @@ from labkit.teach.exercises.session.grading import (
     assert_mortal,
     check_mortal,
     elsewhere,
-    in_time,
     no_scan,
 )
 from labkit.teach.lab import Lab
@@ -395,7 +394,7 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_paths(kind, lab, inside)
     _check_listed(kind, lab, inside)
     _check_half_way(kind, lab, inside)
-    in_time(lambda: _slides(kind, lab))
+    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24)
     _check_clock(kind, lab)
     _check_crash(kind, lab, inside)
     _check_races(kind, lab)
@@ -631,9 +630,9 @@ def _get(kind: Any, r: Any) -> Any:
     return kind(r, "sessions", LONG).get("s1")
 
 
-def _slides(kind: Any, lab: Lab) -> bool:
+def _slides(kind: Any, lab: Lab, ttl: float) -> bool:
     """In real time: ada's session is used all the time; bob logs in once more. False: too slow a machine."""
-    ttl, told = 0.24, _Told(kind, lab, 0.24)
+    told = _Told(kind, lab, ttl)
     before = time.monotonic()
     told.story.tell(f"ttl {ttl:g} s")
     for user in ("ada", "bob", "cyd"):

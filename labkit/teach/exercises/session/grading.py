@@ -219,13 +219,6 @@ def _own(value: Any) -> Any:
     return value
 
 
-def in_time(check: Callable[[], bool]) -> None:
-    """Up to four times, until it is True: False says that the machine stood still in the middle."""
-    for _ in range(4):
-        if check():
-            return
-
-
 class Strangers:
     """Keys of other applications, with names like those of sessions. They must stay as they are."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from labkit.rig.race import crash
 from labkit.teach.exercises import Exercise, Wrong
-from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, clocks, explored, wrong
+from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, clocks, explored, in_time, wrong
 from labkit.teach.exercises.session.grading import (
     NEVER,
     USERS,
@@ -17,7 +17,6 @@ from labkit.teach.exercises.session.grading import (
     Strangers,
     assert_mortal,
     elsewhere,
-    in_time,
     no_scan,
     said,
 )
@@ -378,7 +377,7 @@ def _grade(kind: Any, lab: Lab) -> None:
         for dead in (1, 300):
             _check_clean(kind, lab, inside, path, dead)
     _check_ends(kind, lab, inside)
-    in_time(lambda: _real_time(kind, lab, inside))
+    in_time(lambda ttl: _real_time(kind, lab, inside, ttl), 0.12)
     _check_late(kind, lab)
     for dead in (1, 300):
         _check_clean(kind, lab, inside, "end", dead)
@@ -605,35 +604,40 @@ def _check_clean(kind: Any, lab: Lab, inside: Inside, path: str, dead: int) -> N
     told.story.hold(not left and size <= before, "grows", what, f"what {path}() removes, and how much of it")
 
 
-def _real_time(kind: Any, lab: Lab, inside: Inside) -> bool:
+def _real_time(kind: Any, lab: Lab, inside: Inside, ttl: float) -> bool:
     """A short session, a long one, and one that is used again. False: the machine was too slow to tell."""
     told, hold = _Told(kind, lab), None
     hold = told.story.hold
     began = time.monotonic()
-    told.touch("ada", "short", 0.12)
-    told.touch("ada", "long", 0.36)
-    told.touch("ada", "used", 0.12)
+    told.touch("ada", "short", ttl)
+    told.touch("ada", "long", 3 * ttl)
+    told.touch("ada", "used", ttl)
     all_there = time.monotonic()
-    told.touch("bob", "bob's", 0.12)
-    time.sleep(max(0, began + 0.06 - time.monotonic()))
-    told.story.tell("0.06 s:")
+    told.touch("bob", "bob's", ttl)
+    time.sleep(max(0, began + 0.5 * ttl - time.monotonic()))
+    told.story.tell(f"{0.5 * ttl:.2f} s:")
     found, now = told.active("ada"), time.monotonic()
-    if now > began + 0.115:
+    if now > began + ttl - 0.005:
         return False
     hold(found == ["long", "short", "used"], "early", "all of them are live", "which unit the times are in")
-    told.touch("ada", "used", 0.24)
+    told.touch("ada", "used", 2 * ttl)
     used = time.monotonic()
-    time.sleep(max(0, all_there + 0.15 - time.monotonic()))
-    told.story.tell("0.15 s:")
+    time.sleep(max(0, all_there + 1.25 * ttl - time.monotonic()))
+    told.story.tell(f"{1.25 * ttl:.2f} s:")
     done, found, now = told.end("ada", "short"), told.active("ada"), time.monotonic()
-    if now > began + 0.295:
+    if now > began + 2.5 * ttl - 0.005:
         return False
     hold(not done, "late", "end() is False for a session whose time is up", "whether end() asks for the time")
     hold("short" not in found, "dead", "the time of `short` is up", "when what has ended is removed")
-    hold("used" in found, "early", "`used` was used at 0.06 s, for 0.24 s more", "what touch() sets anew")
+    hold(
+        "used" in found,
+        "early",
+        f"`used` was used at {0.5 * ttl:.2f} s, for {2 * ttl:.2f} s more",
+        "what touch() sets anew",
+    )
     hold(found == ["long", "used"], "early", "`long` is still live", "which session sets the TTL")
-    time.sleep(max(0, used + 0.4 - time.monotonic()))
-    told.story.tell("0.46 s, and nobody has asked meanwhile:")
+    time.sleep(max(0, used + 3.5 * ttl - time.monotonic()))
+    told.story.tell(f"{4 * ttl:.2f} s, and nobody has asked meanwhile:")
     keys = inside.keys()
     told.story.tell(f"keys: {', '.join(map(said, keys)) or 'none'}")
     hold(not keys, "outlives", "every session has ended, and a key is left", "the TTL of the index")

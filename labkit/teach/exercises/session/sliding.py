@@ -12,14 +12,13 @@ import redis
 
 from labkit.rig.race import crash
 from labkit.teach.exercises import Exercise
-from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, chance, clocks, explored, wrong
+from labkit.teach.exercises.lock.grading import BETWEEN, LONG, Story, chance, clocks, explored, in_time, wrong
 from labkit.teach.exercises.session.grading import (
     USERS,
     Inside,
     Strangers,
     assert_mortal,
     elsewhere,
-    in_time,
     no_scan,
     said,
     system_chance,
@@ -408,7 +407,7 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_unknown(kind, lab, inside)
     _check_times(kind, lab, inside)
     _check_neighbours(kind, lab, inside)
-    in_time(lambda: _slides(kind, lab))
+    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24)
     _check_clock(kind, lab, inside)
     _check_tokens(kind, lab)
     _check_thief(kind, lab, inside)
@@ -581,9 +580,9 @@ def _check_neighbours(kind: Any, lab: Lab, inside: Inside) -> None:
     story.hold(len(late) <= 1, "others", what, "which keys get() renews")
 
 
-def _slides(kind: Any, lab: Lab) -> bool:
+def _slides(kind: Any, lab: Lab, ttl: float) -> bool:
     """In real time: used every half of `ttl` it goes on, and unused it ends. False: too slow a machine."""
-    ttl, name = 0.24, lab.key("sessions")
+    name = lab.key("sessions")
     store, story = kind(lab.r, name, ttl), Story(f"ttl {ttl:g} s")
     idle, before = store.create("ada"), time.monotonic()
     began = before
