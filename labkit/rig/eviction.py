@@ -311,7 +311,7 @@ class Cache:
         self._helped = self.tick is not None and self.policy.endswith(("-lru", "-lrm"))
         self._sha = r.script_load(READ_AT if self._helped else READ).encode()
         self._since = r.time()[0] * 1000 + 1000 * HORIZON  # a moment that does not come, in ms
-        self._send(range(1, 5 * BATCH))
+        self._send([*range(1, 5 * BATCH)] * 2)  # misses and hits: what Redis needs for the first of each
         self._empty()
         self.asked = 0
         self._evicted = r.info("stats")["evicted_keys"]
