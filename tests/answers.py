@@ -34,10 +34,12 @@ def told_by(verdict: Verdict) -> list[str]:
 
 
 class SlowTime:
-    """The clock of a machine that stands still for a quarter of a second whenever somebody sleeps."""
+    """The clock of a machine that stands still for so many seconds whenever somebody sleeps."""
 
     monotonic = staticmethod(time.monotonic)
 
-    @staticmethod
-    def sleep(seconds: float) -> None:
-        time.sleep(seconds + 0.25)
+    def __init__(self, halt: float) -> None:
+        self.halt = halt
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds + self.halt)

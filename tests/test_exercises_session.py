@@ -654,7 +654,7 @@ def test_chance_is_measured_place_by_place() -> None:
 
 
 def test_a_slow_machine_finds_the_renewal_of_all_sessions_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkit.teach.exercises.session.sliding.time", SlowTime)
+    monkeypatch.setattr("labkit.teach.exercises.session.sliding.time", SlowTime(0.25))
     verdict = wrong("session", "sliding", "one hash for all sessions")
     assert (verdict.state, verdict.property) == ("incorrect", "others"), str(verdict)
     assert changed("session", "sliding").state == "correct"

@@ -325,9 +325,9 @@ SEMAPHORE_WRONG = (
 def _grade_semaphore(kind: Any, lab: Lab) -> None:
     _check_places(kind, lab)
     _check_many_places(kind, lab)
-    _check_time(kind, lab)
+    in_time(lambda ttl: _crash_of_one(kind, lab, ttl), 0.4, 0.8, 1.6)
     _check_stale(kind, lab)
-    _check_late(kind, lab)
+    in_time(lambda ttl: _late_release(kind, lab, ttl), 0.2, 0.4, 0.8, 1.6)
     _check_clock(kind, lab)
     _check_clock_of_release(kind, lab)
     _check_place_tokens(kind, lab)
@@ -408,16 +408,12 @@ def _check_stale(kind: Any, lab: Lab) -> None:
     story.hold(not freed, "answer", "release() is False if the place was lost", "what release() returns")
 
 
-def _check_time(kind: Any, lab: Lab) -> None:
-    """Places end in time, and not before; once more, with more time, where the machine stood still."""
-    in_time(lambda ttl: _crash_of_one(kind, lab, ttl), 0.4)
-
-
 def _crash_of_one(kind: Any, lab: Lab, ttl: float) -> bool:
     """Ada crashes; bob comes when half of her time is over; cyd tries all the time, and gets ada's place.
 
-    What is asked holds however slow the machine is: moments are taken before and after each call. False: it
-    was so slow that ada's time was up before bob came, or bob's before the last question was answered.
+    Places end in time, and not before. What is asked holds however slow the machine is: moments are taken
+    before and after each call. False: it was so slow that ada's time was up before bob came, or bob's before
+    the last question was answered.
     """
     lab.r.flushdb()
     name = lab.key("jobs")
@@ -455,13 +451,11 @@ def _crash_of_one(kind: Any, lab: Lab, ttl: float) -> bool:
     return met and before_the_end
 
 
-def _check_late(kind: Any, lab: Lab) -> None:
-    """Ada's time is up and bob's is not; once more, with more time, where the machine stood still."""
-    in_time(lambda ttl: _late_release(kind, lab, ttl), 0.2)
-
-
 def _late_release(kind: Any, lab: Lab, ttl: float) -> bool:
-    """False: so slow that ada's time was up before bob came, who removed her, or bob's before the end."""
+    """Ada releases when her time is up and bob's is not.
+
+    False: so slow that ada's time was up before bob came, who removed her, or bob's before the end.
+    """
     lab.r.flushdb()
     name = lab.key("jobs")
     ada, bob = (kind(lab.client(), name, 2, ttl) for _ in range(2))
@@ -651,4 +645,5 @@ EXERCISE = Exercise(
     reference=SEMAPHORE.strip(),
     wrong=SEMAPHORE_WRONG,
     grade=_grade_semaphore,
+    seconds=30,
 )

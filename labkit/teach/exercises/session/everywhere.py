@@ -394,7 +394,7 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_paths(kind, lab, inside)
     _check_listed(kind, lab, inside)
     _check_half_way(kind, lab, inside)
-    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24)
+    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24, 0.48, 0.96, 1.92)
     _check_clock(kind, lab)
     _check_crash(kind, lab, inside)
     _check_races(kind, lab)

@@ -407,7 +407,7 @@ def _grade(kind: Any, lab: Lab) -> None:
     _check_unknown(kind, lab, inside)
     _check_times(kind, lab, inside)
     _check_neighbours(kind, lab, inside)
-    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24)
+    in_time(lambda ttl: _slides(kind, lab, ttl), 0.24, 0.48, 0.96, 1.92)
     _check_clock(kind, lab, inside)
     _check_tokens(kind, lab)
     _check_thief(kind, lab, inside)
