@@ -103,6 +103,29 @@ def test_a_larger_cache_hits_more(server: Server) -> None:
     assert small.evicted > large.evicted
 
 
+class Squeezed(Naive):
+    """Once, in the midst of it, what the server has besides entries takes all the memory that there is."""
+
+    reads = 0
+
+    def get(self, id: int) -> Any:
+        self.reads += 1
+        if self.reads == 800:
+            self.r.config_set("maxmemory", 1)
+        return super().get(id)
+
+
+def test_where_buffers_take_all_the_room_it_makes_room_and_goes_on(server: Server) -> None:
+    def squeezed(r: Any, store: Any) -> Squeezed:
+        return Squeezed(r, store.load)
+
+    found = simulate(squeezed, seconds=1, size=50, warm=True, updates=50, server=server)
+    assert found.reads[-1].at > 0.7
+    assert found.evicted >= 50
+    assert any(read.hit for read in found.reads[-200:]), "there are entries again"
+    assert 10 < found.entries < 150
+
+
 def busy(make: Any, server: Server, **traffic: Any) -> Simulation:
     """A run that got through a quarter of its reads: not one during which the machine stood still."""
     for _ in range(4):

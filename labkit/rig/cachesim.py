@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from redis.exceptions import OutOfMemoryError
+
 from labkit.rig.server import Server
 from labkit.rig.traffic import zipf
 
@@ -229,7 +231,8 @@ def simulate(
     second, and entries would be dropped at random.
 
     Reads that a slow machine does not get to in time are left out: the run takes no longer. What a thread
-    raises ends it, and is raised here. ValueError for settings that make no sense.
+    raises ends it, and is raised here (but for OutOfMemoryError: a write of the cache's that found no room is a
+    miss). ValueError for settings that make no sense.
     """
     _check(seconds=(seconds, 0.01), rate=(rate, 1), keys=(keys, 1), readers=(readers, 1), size=(size, 1))
     _check(updates=(updates, 0), skew=(skew, 0))
@@ -313,13 +316,21 @@ class _Run:
     def read(self, id: int) -> None:
         """Read it from the cache, and note how that went."""
         at, least, self._mine.asked = self.now(), self.settled.get(id, 0), False
-        row = self.cache.get(id)
-        self.reads.append(Read(at, not self._mine.asked, row["version"] < least))
+        try:
+            row = self.cache.get(id)
+        except OutOfMemoryError:  # buffers took the room of all entries: this one was not to be kept, either
+            self.reads.append(Read(at, False, False))
+            self._fit()
+        else:
+            self.reads.append(Read(at, not self._mine.asked, row["version"] < least))
 
     def change(self, strategy: Strategy, id: int) -> None:
         """Change the row; from then on, whoever reads an older one reads a stale one."""
         self._mine.version = 0  # it may write nothing
-        strategy(self.cache, self, id)
+        try:
+            strategy(self.cache, self, id)
+        except OutOfMemoryError:  # all entries were dropped before: an old one is not among them
+            self._fit()
         with self._mutex:
             self.settled[id] = max(self._mine.version, self.settled.get(id, 0))
 
@@ -352,13 +363,13 @@ class _Run:
         """Correct the server's memory towards room for as many entries as wanted, whatever else it holds.
 
         What a lease holds for a load that is under way is no entry. Buffers of clients come and go: so it is
-        raised only where entries were dropped though there are too few.
+        raised only where entries were dropped though there are too few, and by all of it where none is left.
         """
         held, memory, stats = (
             self.r.pipeline(transaction=False).dbsize().info("memory").info("stats").execute()
         )
         missing = (self.size or 0) - held + self._loading
-        if not self._limit or missing < 0:
+        if not self._limit or missing < 0 or not held:
             self._limit = memory["used_memory"] + missing * self._entry
         elif stats["evicted_keys"] > self._dropped:
             self._limit += missing * self._entry // 2
