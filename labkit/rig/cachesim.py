@@ -231,8 +231,8 @@ def simulate(
     second, and entries would be dropped at random.
 
     Reads that a slow machine does not get to in time are left out: the run takes no longer. What a thread
-    raises ends it, and is raised here (but for OutOfMemoryError: a write of the cache's that found no room is a
-    miss). ValueError for settings that make no sense.
+    raises ends it, and is raised here (but for OutOfMemoryError: a write of the cache's that found no room
+    is a miss). ValueError for settings that make no sense.
     """
     _check(seconds=(seconds, 0.01), rate=(rate, 1), keys=(keys, 1), readers=(readers, 1), size=(size, 1))
     _check(updates=(updates, 0), skew=(skew, 0))
