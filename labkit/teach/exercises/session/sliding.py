@@ -477,7 +477,18 @@ def _check_destroy(kind: Any, lab: Lab, inside: Inside) -> None:
 
 
 def _check_kept(kind: Any, lab: Lab) -> None:
-    """What another process ended, or what is gone from Redis, is over."""
+    """What another process ended, or what is gone from Redis, is over; once more where the machine was slow.
+
+    Who remembers a session for some milliseconds is found only by whoever asks again before they are over.
+    """
+    for _ in range(20):
+        began = time.monotonic()
+        _end_elsewhere(kind, lab)
+        if time.monotonic() < began + 0.01:
+            return
+
+
+def _end_elsewhere(kind: Any, lab: Lab) -> None:
     lab.r.flushdb()
     name, story = lab.key("sessions"), Story()
     store, other = kind(lab.r, name, LONG), elsewhere(kind)(lab.client(), name, LONG)
