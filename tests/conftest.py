@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -123,6 +124,15 @@ def _own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     """Progress that a test records is its own; kernels that nbval starts meanwhile have the session's."""
     monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home"))
     yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_widgets_of_other_modules() -> Iterator[None]:
+    """Widgets outlive their tests: who changes the style would draw all those that were seen, each time."""
+    yield
+    plot: Any = sys.modules.get("labkit.show.plot")
+    for widget in list(plot._followers) if plot else ():
+        widget._seen_here = False
 
 
 # A PostgreSQL of the tests' own
