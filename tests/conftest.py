@@ -130,9 +130,8 @@ def _own_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 def _no_widgets_of_other_modules() -> Iterator[None]:
     """Widgets outlive their tests: who changes the style would draw all those that were seen, each time."""
     yield
-    plot: Any = sys.modules.get("labkit.show.plot")
-    for widget in list(plot._followers) if plot else ():
-        widget._seen_here = False
+    if plot := sys.modules.get("labkit.show.plot"):
+        plot._followers.clear()
 
 
 # A PostgreSQL of the tests' own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 from answers import SlowTime, changed, wrong
@@ -13,7 +14,7 @@ from labkit.rig.connection import supports
 from labkit.teach import check
 from labkit.teach.exercises import Exercise, Verdict, load
 from labkit.teach.exercises.lock.grading import chance
-from labkit.teach.exercises.session.grading import Inside, unseen
+from labkit.teach.exercises.session.grading import Inside, elsewhere, unseen
 from labkit.teach.lab import Lab
 
 EXERCISES = {exercise.name: exercise for exercise in load("session")}
@@ -658,3 +659,21 @@ def test_a_slow_machine_finds_the_renewal_of_all_sessions_too(monkeypatch: pytes
     verdict = wrong("session", "sliding", "one hash for all sessions")
     assert (verdict.state, verdict.property) == ("incorrect", "others"), str(verdict)
     assert changed("session", "sliding").state == "correct"
+
+
+def test_a_slow_machine_finds_who_remembers_a_session_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    halts = iter([0.05] * 3)  # longer than it remembers, and no halt from the fourth time on
+
+    def slow(kind: Any) -> Any:
+        class Slow(elsewhere(kind)):  # type: ignore[misc]
+            def destroy(self, token: str) -> bool:
+                destroyed: bool = super().destroy(token)
+                time.sleep(next(halts, 0))
+                return destroyed
+
+        return Slow
+
+    monkeypatch.setattr("labkit.teach.exercises.session.sliding.elsewhere", slow)
+    verdict = wrong("session", "sliding", "get() remembers for 20 ms")
+    assert (verdict.state, verdict.property) == ("incorrect", "shared"), str(verdict)
+    assert next(halts, None) is None, "it did stand still"
